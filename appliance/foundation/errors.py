@@ -15,6 +15,10 @@ AzekuraError
 ├── Damaged                    stored bytes are not what was stored
 ├── KeyUnavailable             an identity or a signing key cannot be read
 ├── DecryptionFailed           no identity opens it, or its authentication fails
+├── PeerError                  another application entity
+│   ├── PeerUnavailable        no connection, no answer in time, a transient rejection retry
+│   ├── PeerRefused            rejected permanently, or no presentation context accepted
+│   └── AssociationLost        aborted, broken off, out of time, or against the protocol retry
 └── CloudError
     ├── CloudUnavailable       no answer, 5xx, SlowDown: the link or the far side      retry
     ├── CloudRefused           403 and kin: credentials or permissions
@@ -116,6 +120,26 @@ class KeyUnavailable(AzekuraError):
 
 class DecryptionFailed(AzekuraError):
     """No identity opens the object, or its authentication fails."""
+
+
+class PeerError(AzekuraError):
+    """What goes wrong with another DICOM application entity."""
+
+
+class PeerUnavailable(PeerError):
+    """No connection, no answer in time, or a transient rejection."""
+
+    retry = True
+
+
+class PeerRefused(PeerError):
+    """The peer rejects the association for good, or none of its contexts is of use."""
+
+
+class AssociationLost(PeerError):
+    """The association ended otherwise than by release."""
+
+    retry = True
 
 
 class CloudError(AzekuraError):
