@@ -1,0 +1,75 @@
+"""The byte layouts of data elements (PS3.5 section 7) that the scanners share.
+
+Owns the tables by which an element's header is read without making an object of it: a tag as the
+32-bit number that its four bytes give in the byte order at hand ("raw"), a VR as a 16-bit number.
+It must not decode text. Nothing here allocates by a length that the input claims.
+"""
+
+import struct
+from collections.abc import Iterable
+
+UNDEFINED = 0xFFFFFFFF
+"""Undefined length (PS3.5 7.1.1)."""
+
+SEQUENCE_DEPTH_MAX = 32
+"""Sequences nested deeper than this are refused."""
+
+ITEM = 0xFFFEE000
+ITEM_END = 0xFFFEE00D
+SEQUENCE_END = 0xFFFEE0DD
+
+SHORT_VRS = tuple("AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
+LONG_VRS = tuple("OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+TEXT_VRS = frozenset({"SH", "LO", "ST", "PN", "LT", "UC", "UT"})
+"""The VRs whose repertoire Specific Character Set (0008,0005) governs (PS3.5 6.1.2.3)."""
+
+NUMBER_FORMATS = {
+    "US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "SV": "q", "UV": "Q",
+}  # fmt: skip
+
+Bytes = bytes | bytearray | memoryview
+"""Where a dataset may lie: also a memoryview of an mmap."""
+
+
+class Odd(Exception):
+    """The quick scanner does not take this; pydicom decides. Never leaves this package."""
+
+
+class ByteOrder:
+    """How one byte order reads element headers. Immutable after construction."""
+
+    def __init__(self, little: bool) -> None:
+        mark = "<" if little else ">"
+        self.little = little
+        self.mark = mark
+        self.explicit_header = struct.Struct(mark + "IHH")
+        self.implicit_header = struct.Struct(mark + "II")
+        self.length = struct.Struct(mark + "I")
+        self.item = self.raw(ITEM)
+        self.item_end = self.raw(ITEM_END)
+        self.sequence_end = self.raw(SEQUENCE_END)
+        self.short_vrs = frozenset(self.vr(name) for name in SHORT_VRS)
+        self.long_vrs = frozenset(self.vr(name) for name in LONG_VRS)
+        self.sq = self.vr("SQ")
+        self.un = self.vr("UN")
+        self.vr_names = {self.vr(name): name for name in SHORT_VRS + LONG_VRS}
+
+    def raw(self, tag: int) -> int:
+        """Return the number that the four bytes of `tag` give in this byte order."""
+        return (tag >> 16 | (tag & 0xFFFF) << 16) if self.little else tag
+
+    def tag(self, raw: int) -> int:
+        """Return the tag of a raw number; the inverse of `raw`."""
+        return (raw >> 16 | (raw & 0xFFFF) << 16) if self.little else raw
+
+    def vr(self, name: str) -> int:
+        """Return the number that the two letters of a VR give in this byte order."""
+        return int.from_bytes(name.encode("ascii"), "little" if self.little else "big")
+
+    def raws(self, tags: Iterable[int]) -> dict[int, int]:
+        """Return raw number → tag for many tags."""
+        return {self.raw(tag): tag for tag in tags}
+
+
+LITTLE = ByteOrder(little=True)
+BIG = ByteOrder(little=False)
