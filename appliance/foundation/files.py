@@ -18,6 +18,7 @@ from typing import NoReturn
 from appliance.foundation.errors import Busy, OutOfSpace, StorageFailed
 
 IOV_MAX = 1024
+_CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -78,10 +79,15 @@ class FileSystem:
         return done
 
     def preallocate(self, fd: int, offset: int, length: int) -> None:
-        """Reserve disk blocks, growing the file with zeros; OutOfSpace when there are none."""
+        """Reserve disk blocks, growing the file with zeros; OutOfSpace when there are none.
+
+        A file system that cannot reserve is left to grow the file as it is written.
+        """
         try:
             os.posix_fallocate(fd, offset, length)
         except OSError as cause:
+            if cause.errno in _CANNOT_RESERVE:
+                return
             raise_storage_error("preallocate", f"fd {fd}", cause)
 
     def truncate(self, fd: int, length: int) -> None:
