@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from appliance.config import checks
 from appliance.config.checks import Finding, Place
-from appliance.config.model import WITHOUT_CHECKS, Config, Table
+from appliance.config.model import WITHOUT_CHECKS, Config, Table, long_form
 from appliance.config.values import Written, write_duration, write_size
 from appliance.foundation.errors import ConfigurationError
 
@@ -65,6 +65,8 @@ def _validate(data: dict[str, Any]) -> tuple[Config | None, list[Finding]]:
     then run; what was concluded from a replaced value is left out.
     """
     healed = copy.deepcopy(data)
+    if "dicom" in healed:
+        healed["dicom"] = long_form(healed["dicom"])
     findings: dict[Place, Finding] = {}
     for _ in range(_ROUNDS_MAX):
         try:
@@ -175,9 +177,9 @@ def _tainted(finding: Finding, faulty: dict[Place, Finding]) -> bool:
     A table that is missing is as good as an empty one: its defaults hold.
     """
     for source in (finding.place, *finding.concluded_from):
-        for place in faulty:
+        for place, fault in faulty.items():
             shorter = min(len(source), len(place))
-            if source[:shorter] == place[:shorter] and not _is_missing_table(faulty[place]):
+            if source[:shorter] == place[:shorter] and not _is_missing_table(fault):
                 return True
     return False
 
@@ -240,6 +242,8 @@ def _limit(written: Written | None, limit: float) -> str:
 
 
 def _suggestion(place: Place) -> str:
+    if place == ("dicom", "ae_title"):
+        return ", since ae_titles is there; one of them is enough"
     model: type[Table] = Config
     for end in range(1, len(place)):
         info = field_at(place[:end])
@@ -259,6 +263,8 @@ def _named(findings: list[Finding], data: dict[str, Any]) -> tuple[str, ...]:
     lines = []
     for finding in findings:
         line = str(finding)
+        if isinstance(dicom, dict) and "ae_titles" not in dicom:
+            line = line.replace("dicom.ae_titles[0]:", "dicom.ae_title:")
         if finding.place[:2] == ("dicom", "peers") and isinstance(peers, list):
             number = finding.place[2] if len(finding.place) > 2 else None
             peer = peers[number] if isinstance(number, int) and number < len(peers) else None

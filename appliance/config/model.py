@@ -209,13 +209,20 @@ class Peer(Table):
         return (host, port) if host and port else None
 
 
+def long_form(data: object) -> object:
+    """Return the table `dicom` with the short form `ae_title` written as `ae_titles`."""
+    if isinstance(data, dict) and "ae_title" in data and "ae_titles" not in data:
+        rest = {key: value for key, value in data.items() if key != "ae_title"}
+        return {"ae_titles": [data["ae_title"]], **rest}
+    return data
+
+
 class Dicom(Table):
     """The DICOM edge: this node's titles and ports, and its peers."""
 
     ae_titles: Annotated[tuple[AeTitle, ...], Field(min_length=1)] = Field(
         ("AZEKURA",),
         description="The titles under which this node is called, the first being its own. "
-        '`ae_title = "…"` is the short form for one. '
         "An old archive's titles are inherited by listing them here.",
     )
     reject_unknown_called: Flag = Field(
@@ -234,12 +241,8 @@ class Dicom(Table):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_title(cls, data: object) -> object:
-        if isinstance(data, dict) and "ae_title" in data and "ae_titles" not in data:
-            data = dict(data)
-            title = data.pop("ae_title")
-            return {"ae_titles": [title], **data}
-        return data
+    def _long_form(cls, data: object) -> object:
+        return long_form(data)
 
     @property
     def ae_title(self) -> str:
