@@ -8,7 +8,7 @@ Invariants:
   group), and with them the dataset's length and sha256. So header and dataset together are proved
   by one hash over the headers and one over the dataset.
 - The comment names the pack. A sender can put the bytes of a member inside a dataset, but cannot
-  know the 80 random bits of the pack that it will land in; recovery takes no member of another pack.
+  know the 80 random bits of the id of the pack that it will land in; recovery takes no other.
 - Headers are written by templates: this code runs once for every C-STORE.
 """
 
@@ -74,7 +74,7 @@ def pack_id_of(path: str) -> str:
     return path.rpartition("/")[2].partition(".")[0]
 
 
-def encode_head(
+def encode_head(  # noqa: PLR0917 -- runs for every instance; keywords cost
     pack_id: str,
     name: str,
     provenance: Provenance,
@@ -145,7 +145,7 @@ def _iso_seconds(seconds: int) -> bytes:
 
 
 def _pax_record(key: bytes, value: bytes) -> bytes:
-    """Return `<length> key=value\\n`, the length counting its own digits (POSIX pax)."""
+    """Return `<length> key=value` and a newline, the length counting its own digits (pax)."""
     rest = len(key) + len(value) + 3
     total = rest + len(b"%d" % rest)
     if len(b"%d" % total) != total - rest:
