@@ -35,6 +35,10 @@ class Odd(Exception):
     """The quick scanner does not take this; pydicom decides. Never leaves this package."""
 
 
+QUIRKS = (Odd, struct.error, IndexError)
+"""What a quick scanner raises on unusual bytes."""
+
+
 class ByteOrder:
     """How one byte order reads element headers. Immutable after construction."""
 
