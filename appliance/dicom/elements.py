@@ -77,3 +77,24 @@ class ByteOrder:
 
 LITTLE = ByteOrder(little=True)
 BIG = ByteOrder(little=False)
+
+
+def element_at(
+    order: ByteOrder, buffer: Bytes, position: int, implicit: bool
+) -> tuple[int, int, str, int, int]:
+    """Return raw tag, VR as number and name, length, and where the value starts.
+
+    The VR is 0 and "" in implicit VR and for an item delimiter. Raises Odd for an unknown VR.
+    """
+    if implicit:
+        raw, length = order.implicit_header.unpack_from(buffer, position)
+        return raw, 0, "", length, position + 8
+    raw, number, length = order.explicit_header.unpack_from(buffer, position)
+    if number in order.short_vrs:
+        return raw, number, order.vr_names[number], length, position + 8
+    if number in order.long_vrs:
+        (length,) = order.length.unpack_from(buffer, position + 8)
+        return raw, number, order.vr_names[number], length, position + 12
+    if raw == order.item_end:
+        return raw, 0, "", 0, position + 8
+    raise Odd

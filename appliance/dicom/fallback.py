@@ -9,6 +9,7 @@ import io
 import logging
 import threading
 import warnings
+from collections.abc import Callable
 
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
@@ -119,3 +120,32 @@ def _item(item: Dataset, mark: str, character_set: str, depth: int) -> dict[int,
             if value:
                 kept[tag] = value
     return kept
+
+
+def identifier(
+    raw: bytes,
+    transfer_syntax_uid: str,
+    default_character_set: str,
+    vr_of: Callable[[int], str],
+    unsupported: list[int],
+) -> dict[int, object]:
+    """Return the keys of an identifier; tags without a VR are added to `unsupported`.
+
+    Raises DatasetNotUnderstood.
+    """
+    keys: dict[int, object] = {}
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read = _read(raw, transfer_syntax_uid)
+        mark = ">" if is_big_endian(transfer_syntax_uid) else "<"
+        character_set = text_of(_raw(read, CHARACTER_SET), "CS", mark, "") or default_character_set
+        for element_tag in list(read.keys()):
+            tag = int(element_tag)
+            vr = vr_of(tag)
+            if vr:
+                keys[tag] = _value(read, tag, vr, mark, character_set, 1)
+            elif tag & 0xFFFF:
+                unsupported.append(tag)
+    if not keys:
+        raise DatasetNotUnderstood("read an identifier", cause="no key of it parses")
+    return keys

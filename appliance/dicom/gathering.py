@@ -11,6 +11,7 @@ from appliance.dicom.elements import (
     UNDEFINED,
     ByteOrder,
     Odd,
+    element_at,
 )
 from appliance.dicom.layouts import CHARACTER_SET, EVIDENCE_SEQUENCE, SOP_CLASS_UID
 from appliance.dicom.skipping import skip_undefined, too_deep
@@ -27,7 +28,7 @@ _QUICK_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "S
 _BINARY_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW"})
 
 
-def text_of(raw: bytes, vr: str, mark: str, character_set: str) -> str:
+def text_of(raw: bytes, vr: str, mark: str, character_set: str, *, whole: bool = False) -> str:
     """Return the text of a value as value_text does, by a short way where there is one."""
     if vr in _QUICK_VRS and len(raw) <= VALUE_LENGTH_MAX and raw.isascii():
         text = raw.decode("ascii")
@@ -35,7 +36,7 @@ def text_of(raw: bytes, vr: str, mark: str, character_set: str) -> str:
             return text.strip(" \0")
     if vr in _BINARY_VRS:
         return ""
-    return value_text(raw, vr, mark, character_set)
+    return value_text(raw, vr, mark, character_set, whole=whole)
 
 
 class Gathering:
@@ -128,7 +129,7 @@ def _read_item(
     """Return an item and the position behind it."""
     item: dict[int, object] = {}
     while position < end:
-        raw, number, vr, length, position = _element(order, buffer, position, implicit)
+        raw, number, vr, length, position = element_at(order, buffer, position, implicit)
         if raw == order.item_end:
             if not delimited:
                 raise Odd
@@ -163,21 +164,3 @@ def _read_item(
     if delimited:
         raise Odd
     return item, position
-
-
-def _element(
-    order: ByteOrder, buffer: bytes, position: int, implicit: bool
-) -> tuple[int, int, str, int, int]:
-    """Return raw tag, VR as number and name, length, and where the value starts."""
-    if implicit:
-        raw, length = order.implicit_header.unpack_from(buffer, position)
-        return raw, 0, "", length, position + 8
-    raw, number, length = order.explicit_header.unpack_from(buffer, position)
-    if number in order.short_vrs:
-        return raw, number, order.vr_names[number], length, position + 8
-    if number in order.long_vrs:
-        (length,) = order.length.unpack_from(buffer, position + 8)
-        return raw, number, order.vr_names[number], length, position + 12
-    if raw == order.item_end:
-        return raw, 0, "", 0, position + 8
-    raise Odd

@@ -41,20 +41,23 @@ def number_text(raw: bytes, vr: str, mark: str) -> str:
     return "\\".join(str(value) for value in values)
 
 
-def value_text(raw: bytes, vr: str, mark: str, character_set: str) -> str:
+def value_text(raw: bytes, vr: str, mark: str, character_set: str, *, whole: bool = False) -> str:
     """Return the text of a value.
 
     raw: the bytes as stored. mark: struct's byte order mark. character_set: the value of
-    (0008,0005) in force, several joined by a backslash.
+    (0008,0005) in force, several joined by a backslash. whole: no limit on the length (keys).
     """
+    length_max = len(raw) if whole else VALUE_LENGTH_MAX
+    if not whole:
+        raw = raw[:VALUE_BYTES_MAX]
+    if vr in NUMBER_FORMATS or vr == "AT":
+        return number_text(raw, vr, mark)[:VALUE_LENGTH_MAX]
     if vr in TEXT_VRS and not (raw.isascii() and b"\x1b" not in raw):
-        text = decode_text(raw[:VALUE_BYTES_MAX], vr, character_set)
-    elif vr in NUMBER_FORMATS or vr == "AT":
-        return number_text(raw[:VALUE_LENGTH_MAX], vr, mark)[:VALUE_LENGTH_MAX]
+        text = decode_text(raw, vr, character_set)
     else:
         text = raw.decode("latin-1")
     if vr in _SINGLE:
-        return text.rstrip(" \0")[:VALUE_LENGTH_MAX]
+        return text.rstrip(" \0")[:length_max]
     if "\\" in text:
         text = "\\".join([part.strip(" \0") for part in text.split("\\")])
-    return text.strip(" \0")[:VALUE_LENGTH_MAX]
+    return text.strip(" \0")[:length_max]

@@ -1,0 +1,278 @@
+"""The identifiers of queries and retrieves: keys out of bytes, answers into bytes (PS3.4 C.4.1.1.3).
+
+Must not log a key: keys are patient data. Invariants: keys are decoded before anything splits them;
+an answer's (0008,0005) is the repertoire its text is really encoded in.
+"""
+
+import struct
+
+import msgspec
+
+from appliance.dicom import fallback
+from appliance.dicom.attributes import BY_TAG, ITEM_VRS
+from appliance.dicom.character_set import encode_text
+from appliance.dicom.elements import (
+    BIG,
+    LITTLE,
+    LONG_VRS,
+    NUMBER_FORMATS,
+    QUIRKS,
+    TEXT_VRS,
+    UNDEFINED,
+    ByteOrder,
+    Bytes,
+    Odd,
+    element_at,
+)
+from appliance.dicom.gathering import text_of
+from appliance.dicom.layouts import CHARACTER_SET
+from appliance.dicom.skipping import skip_undefined, too_deep
+from appliance.dicom.uid import is_big_endian, is_implicit
+from appliance.foundation.errors import DatasetNotUnderstood
+
+Value = str | list[dict[int, "Value"]]
+
+QUERY_RETRIEVE_LEVEL = 0x00080052
+QUERY_RETRIEVE_VIEW = 0x00080053
+IDENTIFIER_BYTES_MAX = 1024 * 1024
+"""An identifier longer than this is refused; a list of 10,000 UIDs takes 650 kB."""
+
+IDENTIFIER_DEPTH_MAX = 8
+"""Sequence keys nested deeper than this are refused."""
+
+_CONTROL_VRS = {
+    CHARACTER_SET: "CS",
+    QUERY_RETRIEVE_LEVEL: "CS",
+    QUERY_RETRIEVE_VIEW: "CS",
+    0x00880130: "SH",  # StorageMediaFileSetID
+    0x00880140: "UI",  # StorageMediaFileSetUID
+    0x00080058: "UI",  # FailedSOPInstanceUIDList
+    0x00000901: "AT",
+}
+
+
+class Identifier(msgspec.Struct, frozen=True):
+    """A query's identifier.
+
+    level: the value of (0008,0052), upper case, "" where missing. keys: the supported ones, also
+    those without a value (""). character_set: the raw value of (0008,0005). requested: the tags of
+    `keys` in the order sent. unsupported: tags that no answer can hold.
+    """
+
+    level: str
+    keys: dict[int, Value]
+    character_set: str
+    requested: list[int]
+    unsupported: list[int]
+
+
+def vr_of(tag: int) -> str:
+    """Return the VR of an attribute that keys and answers may hold, "" for any other."""
+    attribute = BY_TAG.get(tag)
+    if attribute is not None:
+        return attribute.vr
+    return ITEM_VRS.get(tag) or _CONTROL_VRS.get(tag, "")
+
+
+def parse_identifier(
+    raw: Bytes, transfer_syntax_uid: str, default_character_set: str = ""
+) -> Identifier:
+    """Return the keys of an identifier. Raises DatasetNotUnderstood.
+
+    default_character_set: in force where the identifier declares none.
+    """
+    if len(raw) > IDENTIFIER_BYTES_MAX:
+        raise DatasetNotUnderstood("read an identifier", cause="it is longer than any query")
+    order = BIG if is_big_endian(transfer_syntax_uid) else LITTLE
+    buffer = bytes(raw)
+    unsupported: list[int] = []
+    try:
+        reader = _Reader(order, buffer, unsupported)
+        keys, _ = reader.item(
+            0, len(buffer), is_implicit(transfer_syntax_uid), default_character_set, 0
+        )
+    except QUIRKS:
+        unsupported = []
+        keys = fallback.identifier(
+            buffer, transfer_syntax_uid, default_character_set, vr_of, unsupported
+        )
+    character_set = keys.pop(CHARACTER_SET, "")
+    level = keys.pop(QUERY_RETRIEVE_LEVEL, "")
+    keys.pop(QUERY_RETRIEVE_VIEW, "")
+    return Identifier(
+        level.upper() if isinstance(level, str) else "",
+        keys,
+        character_set if isinstance(character_set, str) else "",
+        list(keys),
+        unsupported,
+    )
+
+
+class _Reader:
+    """Reads the elements of one identifier; `unsupported` collects what has no VR here."""
+
+    def __init__(self, order: ByteOrder, buffer: bytes, unsupported: list[int]) -> None:
+        self._order = order
+        self._buffer = buffer
+        self._unsupported = unsupported
+
+    def item(
+        self, position: int, end: int, implicit: bool, character_set: str, depth: int
+    ) -> tuple[dict[int, Value], int]:
+        """Return the keys between two positions, and where their item ends."""
+        order, buffer = self._order, self._buffer
+        keys: dict[int, Value] = {}
+        while position < end:
+            raw, number, vr, length, start = element_at(order, buffer, position, implicit)
+            if raw == order.item_end:
+                return keys, start
+            tag = order.tag(raw)
+            if length == UNDEFINED:
+                position = skip_undefined(order, buffer, start, number, implicit, depth + 1)
+                stop = position - 8
+            else:
+                position = stop = start + length
+            if position > end:
+                raise Odd
+            if tag & 0xFFFF == 0:
+                continue
+            known = vr_of(tag)
+            if not known:
+                self._note(tag)
+                continue
+            unknown = vr == "UN"
+            if known == "SQ":
+                keys[tag] = self.items(start, stop, implicit or unknown, character_set, depth + 1)
+                continue
+            text = text_of(
+                buffer[start:stop],
+                known if not vr or unknown else vr,
+                order.mark,
+                character_set,
+                whole=True,
+            )
+            keys[tag] = text
+            if tag == CHARACTER_SET and text:
+                character_set = text
+        return keys, position
+
+    def items(
+        self, position: int, end: int, implicit: bool, character_set: str, depth: int
+    ) -> list[dict[int, Value]]:
+        """Return the items of a sequence key."""
+        if depth > IDENTIFIER_DEPTH_MAX:
+            raise too_deep()
+        order = self._order
+        items = []
+        while position < end:
+            raw, length = order.implicit_header.unpack_from(self._buffer, position)
+            position += 8
+            if raw == order.sequence_end:
+                break
+            stop = end if length == UNDEFINED else position + length
+            if raw != order.item or stop > end:
+                raise Odd
+            keys, position = self.item(position, stop, implicit, character_set, depth)
+            items.append(keys)
+        return items
+
+    def _note(self, tag: int) -> None:
+        is_creator = (tag >> 16) % 2 == 1 and 0x10 <= tag & 0xFFFF <= 0xFF
+        if not is_creator and tag not in self._unsupported:
+            self._unsupported.append(tag)
+
+
+def encode_answer(
+    values: dict[int, Value], transfer_syntax_uid: str, character_set: str = ""
+) -> bytes:
+    """Return the bytes of an answer, by ascending tag.
+
+    character_set: the repertoire to answer in; where a text is not in it, ISO_IR 192. (0008,0005)
+    says which, and is left out where every text is ASCII and none is asked for. Values of tags
+    without a VR here are left out.
+    """
+    order = BIG if is_big_endian(transfer_syntax_uid) else LITTLE
+    implicit = is_implicit(transfer_syntax_uid)
+    values = {tag: value for tag, value in values.items() if tag != CHARACTER_SET}
+    try:
+        return _Writer(order, implicit, character_set).dataset(values)
+    except UnicodeEncodeError:
+        return _Writer(order, implicit, "ISO_IR 192").dataset(values)
+
+
+class _Writer:
+    """Encodes one answer in one repertoire."""
+
+    def __init__(self, order: ByteOrder, implicit: bool, character_set: str) -> None:
+        self._order = order
+        self._implicit = implicit
+        self._character_set = character_set
+
+    def dataset(self, values: dict[int, Value]) -> bytes:
+        """Return the elements, (0008,0005) among them where a repertoire is set."""
+        if self._character_set:
+            values = {**values, CHARACTER_SET: self._character_set}
+        return self._elements(values)
+
+    def _elements(self, values: dict[int, Value]) -> bytes:
+        return b"".join([self._element(tag, values[tag]) for tag in sorted(values)])
+
+    def _element(self, tag: int, value: Value) -> bytes:
+        vr = vr_of(tag)
+        if not vr:
+            return b""
+        if vr == "SQ":
+            raw = self._items(value) if isinstance(value, list) else b""
+        elif isinstance(value, list):
+            raw = b""
+        else:
+            raw = self._value(value or "", vr)
+        order = self._order
+        if self._implicit:
+            return order.implicit_header.pack(order.raw(tag), len(raw)) + raw
+        number = order.vr(vr)
+        if vr in LONG_VRS:
+            return (
+                order.explicit_header.pack(order.raw(tag), number, 0)
+                + order.length.pack(len(raw))
+                + raw
+            )
+        return order.explicit_header.pack(order.raw(tag), number, len(raw)) + raw
+
+    def _items(self, items: list[dict[int, Value]]) -> bytes:
+        order = self._order
+        parts = []
+        for item in items:
+            raw = self._elements(item)
+            parts.append(order.implicit_header.pack(order.item, len(raw)) + raw)
+        return b"".join(parts)
+
+    def _value(self, text: str, vr: str) -> bytes:
+        if vr in NUMBER_FORMATS or vr == "AT":
+            return _binary(text, vr, self._order.mark)
+        if vr in TEXT_VRS:
+            raw = encode_text(text, vr, self._character_set)
+        else:
+            raw = text.encode("ascii", "replace")
+        if vr not in LONG_VRS and len(raw) > SHORT_VALUE_BYTES_MAX:
+            raw = raw[:SHORT_VALUE_BYTES_MAX].rpartition(b"\\")[0]
+        if len(raw) % 2:
+            raw += b"\0" if vr == "UI" else b" "
+        return raw
+
+
+SHORT_VALUE_BYTES_MAX = 0xFFFE
+"""A value of a VR with a 16-bit length; a longer list of values is cut between values."""
+
+
+def _binary(text: str, vr: str, mark: str) -> bytes:
+    """Return the bytes of numbers; text that is not one gives an empty value."""
+    try:
+        if vr == "AT":
+            tags = [int(part, 16) for part in text.split("\\") if part]
+            return b"".join(struct.pack(mark + "HH", tag >> 16, tag & 0xFFFF) for tag in tags)
+        kind = float if vr in ("FL", "FD") else int
+        numbers = [kind(part) for part in text.split("\\") if part]
+        return struct.pack(f"{mark}{len(numbers)}{NUMBER_FORMATS[vr]}", *numbers)
+    except (ValueError, struct.error, OverflowError):
+        return b""
