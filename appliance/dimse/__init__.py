@@ -1,0 +1,1 @@
+"""The DICOM edge: associations, and the services on them. Translates, never decides."""

@@ -1,0 +1,125 @@
+"""The Storage service (PS3.4 annex B): C-STORE, from the wire into the archive.
+
+Decides nothing about an instance: the archive does, and its errors become statuses. Invariants:
+- Success is sent only after the archive has returned.
+- A large instance is never held as a whole; what fails in its middle is read to its end before
+  the failure is answered.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from appliance.archive.sender import Sender
+from appliance.dicom import status, uid
+from appliance.dimse.association import Association
+from appliance.dimse.commands import (
+    AFFECTED_SOP_INSTANCE_UID,
+    C_STORE_RQ,
+    Command,
+    encode_store_success,
+)
+from appliance.dimse.service import Service, where
+from appliance.foundation import log
+from appliance.foundation.errors import AzekuraError, DatasetMismatch
+
+STORAGE_LEVEL_2_FULL = b"\x02\0\0\0\0\0"
+"""PS3.4 B.3.1: all attributes are kept, no digital signature is touched, nothing is coerced."""
+
+_log = log.get("dimse")
+
+
+class Stream(Protocol):
+    """An instance on its way to disk."""
+
+    def write(self, chunk: memoryview) -> None:
+        """Append a part of the dataset."""
+
+    def finish(self) -> None:
+        """Make the instance durable, or raise and leave nothing."""
+
+    def abort(self) -> None:
+        """Forget it."""
+
+
+class InstanceStore(Protocol):
+    """What the storage service needs of the archive."""
+
+    def store(
+        self,
+        sender: Sender,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        transfer_syntax_uid: str,
+        dataset: memoryview,
+    ) -> None:
+        """Keep one instance; on return it is durable. The view is not used afterwards."""
+
+    def open_stream(
+        self, sender: Sender, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
+    ) -> Stream:
+        """Begin an instance that is too large to hold."""
+
+
+class ProcessingFailed(AzekuraError):
+    """The archive met something that it does not foresee; the instance is refused."""
+
+
+class StorageHandler:
+    """Answers C-STORE. Shared by all associations; holds nothing that changes."""
+
+    def __init__(self, archive: InstanceStore, default_issuer: str) -> None:
+        self._archive = archive
+        self._default_issuer = default_issuer
+
+    def __call__(self, association: Association, command: Command) -> None:
+        """Keep the instance that follows and answer."""
+        if not command.has_dataset or AFFECTED_SOP_INSTANCE_UID not in command.raw:
+            raise DatasetMismatch("store", "", "a C-STORE-RQ without dataset or instance UID")
+        large_bytes = association.limits.large_instance_bytes
+        view, complete = association.read_dataset_part(large_bytes)
+        try:
+            self._keep(association, command, view, complete)
+        except AzekuraError:
+            raise
+        except Exception as error:  # one odd instance must not end the study's association
+            _log.error("store_failed", error=where(error))  # noqa: TRY400 - it may hold values
+            raise ProcessingFailed("store") from error
+        association.counters.received += 1
+        association.send_response(command.context_id, encode_store_success(command))
+
+    def _keep(
+        self, association: Association, command: Command, view: memoryview, complete: bool
+    ) -> None:
+        sender = association.sender(self._default_issuer)
+        transfer_syntax = association.contexts[command.context_id].transfer_syntax
+        sop_class_uid = command.sop_class_uid
+        sop_instance_uid = command.sop_instance_uid
+        if complete:
+            self._archive.store(sender, sop_class_uid, sop_instance_uid, transfer_syntax, view)
+            return
+        stream = self._archive.open_stream(sender, sop_class_uid, sop_instance_uid, transfer_syntax)
+        try:
+            stream.write(view)
+            del view  # the large buffer goes back before the parts come
+            for part in association.read_dataset_parts(association.limits.stream_part_bytes):
+                stream.write(part)
+        except BaseException:
+            stream.abort()
+            raise
+        stream.finish()
+
+
+def storage_service(
+    archive: InstanceStore, *, default_issuer: str = "", extra_sop_classes: Iterable[str] = ()
+) -> Service:
+    """Return the service that answers C-STORE for every storage class, and for extra ones."""
+    return Service(
+        permission="store",
+        abstract_syntaxes=tuple(dict.fromkeys((*uid.STORAGE_SOP_CLASSES, *extra_sop_classes))),
+        transfer_syntaxes=uid.ACCEPTED_TRANSFER_SYNTAXES,
+        command_fields=frozenset({C_STORE_RQ}),
+        handle=StorageHandler(archive, default_issuer),
+        failure_status=status.store_status,
+        scp_permission="get",
+        extended_answer=STORAGE_LEVEL_2_FULL,
+    )
