@@ -139,10 +139,10 @@ def _write_table(table: dict[str, Any], path: str, lines: list[str]) -> None:
     lines.extend(f"{key} = {_value(value)}" for key, value in scalars.items())
     for key, value in table.items():
         place = f"{path}.{key}" if path else key
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             lines.append(f"\n[{place}]")
             _write_table(value, place, lines)
-        elif _is_tabular(value):
+        elif isinstance(value, list | tuple) and _is_tabular(value):
             for item in value:
                 lines.append(f"\n[[{place}]]")
                 _write_table(item, place, lines)

@@ -16,8 +16,8 @@ from pydantic_core import ErrorDetails
 
 from appliance.config import checks
 from appliance.config.checks import Finding, Place
-from appliance.config.model import WITHOUT_CHECKS, Config, Table, long_form
-from appliance.config.values import Written, write_duration, write_size
+from appliance.config.model import Config, Table, long_form
+from appliance.config.values import FROM_FILE, Written, write_duration, write_size
 from appliance.foundation.errors import ConfigurationError
 
 FILE_BYTES_MAX = 1 << 20
@@ -70,9 +70,7 @@ def _validate(data: dict[str, Any]) -> tuple[Config | None, list[Finding]]:
     findings: dict[Place, Finding] = {}
     for _ in range(_ROUNDS_MAX):
         try:
-            config = Config.model_validate(
-                healed, by_alias=True, by_name=False, context=WITHOUT_CHECKS
-            )
+            config = Config.model_validate(healed, by_alias=True, by_name=False, context=FROM_FILE)
         except ValidationError as error:
             details = error.errors(include_url=False)
         else:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validat
 
 from appliance.config import checks
 from appliance.config.values import (
+    FROM_FILE,
     Address,
     AeTitle,
     Availability,
@@ -53,8 +54,6 @@ DAY_S = 86400.0
 YEAR_S = 365.25 * DAY_S
 MIB = 2**20
 ANY_TITLE = "*"
-# The validation context with which a Config is made to be checked by the caller.
-WITHOUT_CHECKS = "without checks"
 _WEEKDAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
@@ -414,7 +413,7 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _fits_together(self, info: ValidationInfo) -> Self:
-        if info.context == WITHOUT_CHECKS:
+        if info.context == FROM_FILE:
             return self
         findings = checks.check(self)
         if findings:

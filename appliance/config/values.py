@@ -7,14 +7,20 @@ ValueError with a sentence that says how to write the value, and never repeats a
 import ipaddress
 import re
 import zoneinfo
-from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import pyrage
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+)
 
 from appliance.foundation.units import (
     parse_duration_s,
@@ -26,10 +32,15 @@ AE_TITLE_LENGTH_MAX = 16
 UID_LENGTH_MAX = 64
 MINUTES_PER_DAY = 1440
 
+# The validation context of what was read from a file: units are needed there, and `load` itself
+# runs the checks of how values fit together, so as to report them with the other faults.
+FROM_FILE = "from file"
+
 _UID = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+")
 _NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _CREDENTIAL = re.compile(r"credential:[A-Za-z0-9._-]+")
+_SIGNER = re.compile(r"azekura-sign1[02-9ac-hj-np-z]{58}")
 _TIME_OF_DAY = re.compile(r"(\d{2}):(\d{2})")
 
 # PS3.3 C.12.1.1.2: the defined terms of Specific Character Set (0008,0005).
@@ -168,14 +179,9 @@ def _parse_key_source(text: str) -> str:
 
 
 def _parse_signer(text: str) -> str:
-    """Ed25519 public key, RFC 8032: 32 bytes, in base64 after `ed25519:`."""
-    scheme, _, encoded = text.partition(":")
-    try:
-        length = len(b64decode(encoded, validate=True))
-    except ValueError:
-        length = 0
-    if scheme != "ed25519" or length != 32:
-        raise ValueError("a node's public signing key is like 'ed25519:' and 44 base64 characters")
+    """Bech32 (BIP 173) of an Ed25519 public key; its checksum is verified where keys are used."""
+    if not _SIGNER.fullmatch(text):
+        raise ValueError("a public signing key is like 'azekura-sign1…', 71 characters")
     return text
 
 
@@ -196,6 +202,13 @@ def _parse_character_set(text: str) -> str:
             "write it like 'ISO_IR 192' or '\\ISO 2022 IR 87'"
         )
     return text
+
+
+def _rate_with_unit(value: Any, info: ValidationInfo) -> Any:
+    """Refuse a bare number in a file: who writes 50 means megabits, not bytes."""
+    if isinstance(value, int | float) and info.context == FROM_FILE:
+        raise ValueError("must be a rate with its unit; write it like '50 Mbit/s'")
+    return value
 
 
 def _finite(value: float) -> float:
@@ -269,7 +282,7 @@ KeySource = Annotated[
     str, Field(strict=True), *_kind("path or credential", "/etc/azekura/key", _parse_key_source)
 ]
 Recipient = Annotated[str, Field(strict=True), *_kind("age recipient", "age1…", _parse_recipient)]
-Signer = Annotated[str, Field(strict=True), *_kind("public key", "ed25519:…", _parse_signer)]
+Signer = Annotated[str, Field(strict=True), *_kind("public key", "azekura-sign1…", _parse_signer)]
 CharacterSet = Annotated[
     str, Field(strict=True), *_kind("character set", "ISO_IR 192", _parse_character_set)
 ]
@@ -301,6 +314,7 @@ RateBytesPerS = Annotated[
     float | None,
     Field(strict=True),
     *_kind("rate", "50 Mbit/s", parse_rate_bytes_per_s),
+    BeforeValidator(_rate_with_unit),
     PlainSerializer(write_rate, return_type=str),
 ]
 Role = Annotated[Literal["appliance", "standby"], Written("one of", "appliance")]
