@@ -37,6 +37,9 @@ PAX_DATA_MAX_BYTES = 64 * 1024
 FILE_META_MAX_BYTES = 64 * 1024
 HEAD_READ_BYTES = 4096
 USTAR_SIZE_MAX_BYTES = 8**11 - 1
+TEXT_MAX_BYTES = 1024
+# Holds the pax data of any member: five texts, and some 500 bytes of fixed size.
+STREAMED_PAX_BYTES = 6 * 1024
 ZERO_BLOCK = bytes(BLOCK_BYTES)
 
 _CHECK_ZEROS = b"0" * 64
@@ -133,10 +136,18 @@ def encode_head(  # noqa: PLR0917 -- runs for every instance; keywords cost
 def _comment_middle(*texts: str) -> bytes:
     keys = ("calling_ae", "called_ae", "peer_address", "tls_subject", "transfer_syntax_uid")
     pairs = (
-        b'"%b":%b' % (key.encode(), _encode_json(text))
-        for key, text in zip(keys, texts, strict=True)
+        b'"%b":%b' % (key.encode(), _json_text(text)) for key, text in zip(keys, texts, strict=True)
     )
     return b"," + b",".join(pairs) + b',"length":'
+
+
+def _json_text(text: str) -> bytes:
+    """Return a JSON string, of a text cut so that no peer's certificate outgrows the headers."""
+    encoded = _encode_json(text)
+    while len(encoded) > TEXT_MAX_BYTES:
+        text = text[: len(text) * 3 // 4]
+        encoded = _encode_json(text)
+    return encoded
 
 
 @functools.lru_cache(maxsize=64)
@@ -203,10 +214,13 @@ def damaged_block(header_offset: int, member_end: int) -> bytes:
     return _ustar_block(name, b"", member_end - header_offset - BLOCK_BYTES, 0)
 
 
-def decode_head(read: Read, offset: int, subject: str) -> Member | DamagedExtent | None:
+def decode_head(
+    read: Read, offset: int, subject: str, pack_id: str | None = None
+) -> Member | DamagedExtent | None:
     """Return what begins at an offset: a member, a damaged stretch, or None at a zero block.
 
-    The check is verified; the dataset is not read. `subject` names the pack in errors.
+    The check is verified; the dataset is not read. `subject` names the pack in errors; with
+    `pack_id`, a member of another pack is none.
     Raises Damaged when nothing of ours begins there, UnsupportedFormat for another version.
     """
     head = read(offset, HEAD_READ_BYTES)
@@ -214,7 +228,7 @@ def decode_head(read: Read, offset: int, subject: str) -> Member | DamagedExtent
     if block == ZERO_BLOCK or not block:
         return None
     try:
-        return _decode(read, head, offset)
+        return _decode(read, head, offset, pack_id)
     except (_Malformed, ValueError, msgspec.DecodeError) as cause:
         raise Damaged("read pack member", f"{subject} at byte {offset}", str(cause)) from cause
 
@@ -223,7 +237,7 @@ class _Malformed(Exception):
     """These bytes are not a member; says why."""
 
 
-def _decode(read: Read, head: bytes, offset: int) -> Member | DamagedExtent:
+def _decode(read: Read, head: bytes, offset: int, pack_id: str | None) -> Member | DamagedExtent:
     size = _verified_size(head[:BLOCK_BYTES])
     if head[156:157] == b"0":
         end = offset + BLOCK_BYTES + size
@@ -237,6 +251,8 @@ def _decode(read: Read, head: bytes, offset: int) -> Member | DamagedExtent:
         head = read(offset, ustar_at + BLOCK_BYTES)
     records = _pax_records(head[BLOCK_BYTES : BLOCK_BYTES + size])
     comment = _comment(records)
+    if pack_id is not None and comment.pack != pack_id:
+        raise _Malformed("a member of another pack")
     ustar = head[ustar_at : ustar_at + BLOCK_BYTES]
     file_length = int(records.get(b"size", b"0")) or _verified_size(ustar)
     meta_at = ustar_at + BLOCK_BYTES

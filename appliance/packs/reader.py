@@ -19,7 +19,7 @@ from typing import Self
 
 from appliance.foundation.errors import Damaged
 from appliance.packs.header import decode_head
-from appliance.packs.member import HEADERS_NAME, Member
+from appliance.packs.member import HEADERS_NAME, DamagedExtent, Member
 
 READ_CHUNK_BYTES = 1 << 20
 
@@ -61,19 +61,21 @@ class PackReader:
         Raises Damaged where no member begins, UnsupportedFormat for another version.
         """
         for found in self.walk(from_offset, limit):
-            if found.name == HEADERS_NAME:
-                return
-            yield found
+            if isinstance(found, Member):
+                if found.name == HEADERS_NAME:
+                    return
+                yield found
 
-    def walk(self, from_offset: int = 0, limit: int | None = None) -> Iterator[Member]:
-        """Give what `members` gives, and `headers.gz` as well."""
+    def walk(
+        self, from_offset: int = 0, limit: int | None = None
+    ) -> Iterator[Member | DamagedExtent]:
+        """Give all that the tar carries: what `members` gives, damaged stretches, `headers.gz`."""
         offset = from_offset
         while limit is None or offset < limit:
             found = decode_head(self.read_range, offset, self.path)
             if found is None or (limit is not None and found.member_end > limit):
                 return
-            if isinstance(found, Member):
-                yield found
+            yield found
             offset = found.member_end
 
     def member_at(self, header_offset: int) -> Member:

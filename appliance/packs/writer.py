@@ -1,24 +1,23 @@
-"""Appending instances to an open pack, durable by group commit.
+"""Appending instances to a pack, durable before the sender hears of it.
 
-Owns the file descriptor of a pack while it is open. Must not decide when a pack closes, nor
-rename or unlink it: that is its caller's.
+Owns what an open pack holds. Must not decide when a pack closes, nor rename it: that is its
+caller's.
 
 Invariants:
 - A member is whole in the file before `append` returns, and on the medium, with the pack's
   directory entry, before a `sync` that began after it returns (D1).
 - After a failed write or flush nothing more is written: every later call raises (D2).
 - When the disk is full the pack is as it was before the call, and the writer goes on (D3).
+- A streamed member's headers are zeros until its last byte is written: unfinished, it is none.
 """
 
-import os
+import hashlib
 import threading
-from typing import NoReturn
 
 from appliance.foundation.clock import Clock, SystemClock
-from appliance.foundation.errors import LimitExceeded, OutOfSpace, StorageFailed
+from appliance.foundation.errors import LimitExceeded
 from appliance.foundation.files import FileSystem
-from appliance.packs.durable import DurableLength, durable_path
-from appliance.packs.header import encode_head, pack_id_of
+from appliance.packs.header import STREAMED_PAX_BYTES, encode_head
 from appliance.packs.member import (
     BLOCK_BYTES,
     PACK_MEMBERS_MAX,
@@ -26,110 +25,13 @@ from appliance.packs.member import (
     Member,
     Provenance,
     file_meta_uid,
-    round_up,
 )
+from appliance.packs.pack_file import PackFile
 
-# Growing the file costs a journal commit in the fdatasync that follows: 525 kB written and
-# flushed took 1.19 ms so, and 0.50 ms into space that was there already.
-STEP_FIRST_BYTES = 1 << 20
-STEP_MAX_BYTES = 16 << 20
+# What has come in of a streamed instance is flushed so often: the last flush, for which the
+# sender waits, is short, and the page cache holds a bounded amount that is dirty.
+FLUSH_EVERY_BYTES = 64 << 20
 _PADDING = [bytes(count) for count in range(BLOCK_BYTES)]
-
-
-class PackFile:
-    """The file of a pack being written: space, flushes, and the durable length.
-
-    Invariant: `_failed` is set before the error of a failed write or flush reaches anybody.
-    Owned by one writer object, whose lock covers every method but `flush`.
-    """
-
-    def __init__(self, files: FileSystem, path: str) -> None:
-        self.path = path
-        self.pack_id = pack_id_of(path)
-        self._files = files
-        self._fd = files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
-        self._reserved = 0
-        self._step = STEP_FIRST_BYTES
-        self._entry_durable = False
-        self._failed: StorageFailed | None = None
-        self._durable = DurableLength(files, durable_path(path))
-
-    def check_usable(self) -> None:
-        """Raise StorageFailed once a write or flush has failed, ValueError once closed."""
-        if self._failed is not None:
-            failed = self._failed
-            raise StorageFailed(failed.operation, self.path, failed.cause, failed.hint)
-        if self._fd < 0:
-            raise ValueError(f"pack {self.pack_id} is closed")
-
-    def reserve(self, size: int, end: int) -> None:
-        """Have disk space up to `end`; OutOfSpace leaves the file as it was, `size` bytes of it."""
-        if end <= self._reserved:
-            return
-        start = max(size, self._reserved)
-        for target in (max(end, start + self._step), round_up(end)):
-            try:
-                self._files.preallocate(self._fd, start, target - start)
-            except OutOfSpace:
-                # What a failed reservation took is given back before a smaller one is tried.
-                self._truncate(start)
-            except StorageFailed as cause:
-                self.poison(cause)
-            else:
-                self._reserved = target
-                self._step = min(self._step * 4, STEP_MAX_BYTES)
-                return
-        # The write may fit all the same, where blocks were counted but not yet taken: it decides.
-
-    def write(self, size: int, buffers: list[bytes | bytearray | memoryview], offset: int) -> None:
-        """Write at `offset`; on OutOfSpace the file is cut back to `size` bytes."""
-        try:
-            self._files.pwritev(self._fd, buffers, offset)
-        except OutOfSpace:
-            self._truncate(size)
-            self._reserved = size
-            raise
-        except StorageFailed as cause:
-            self.poison(cause)
-
-    def flush(self) -> None:
-        """Put data, size and directory entry on the medium; StorageFailed poisons the pack."""
-        try:
-            self._files.fdatasync(self._fd)
-            if not self._entry_durable:
-                self._files.fsync_directory(os.path.dirname(self.path))
-                self._entry_durable = True
-        except StorageFailed as cause:
-            self.poison(cause)
-
-    def publish(self, length: int) -> None:
-        """Tell readers in other processes how far the pack is durable."""
-        self._durable.publish(length)
-
-    def finish(self, size: int) -> None:
-        """Cut the file to `size` bytes, flush, publish, and let go of it."""
-        self._truncate(size)
-        self.flush()
-        self.publish(size)
-        self.release()
-
-    def release(self) -> None:
-        """Let go of the file as it is: recovery will look at it."""
-        if self._fd >= 0:
-            self._files.close(self._fd)
-            self._durable.close()
-            self._fd = -1
-
-    def poison(self, cause: StorageFailed) -> NoReturn:
-        """Refuse everything from now on."""
-        self._failed = self._failed or cause
-        raise cause
-
-    def _truncate(self, length: int) -> None:
-        try:
-            self._files.truncate(self._fd, length)
-        except (OutOfSpace, StorageFailed) as cause:
-            self.poison(StorageFailed("truncate", self.path, cause.cause, cause.hint))
 
 
 class PackWriter:
@@ -147,7 +49,7 @@ class PackWriter:
         self._flushed = threading.Condition(self._lock)
         self._flushing = False
         self._closed = False
-        self._file = PackFile(files, path)
+        self._file = PackFile(files, path, announced=True)
         self.path = path
         self.pack_id = self._file.pack_id
         self.study_instance_uid = study_instance_uid
@@ -249,3 +151,99 @@ class PackWriter:
                 self.durable_size = self.size
             finally:
                 self._file.release()
+
+
+class StreamedMember:
+    """A pack of one instance that is still coming, too large for memory. Owned by one thread.
+
+    Invariant: `length` bytes of the dataset are in the file, and the digest is theirs. No other
+    process is told of the pack before it is closed.
+    """
+
+    def __init__(self, files: FileSystem, path: str) -> None:
+        self._files = files
+        self._file = PackFile(files, path, announced=False)
+        self._digest = hashlib.sha256()
+        self._file_meta = b""
+        self._dataset_offset = 0
+        self._flushed = 0
+        self.path = path
+        self.pack_id = self._file.pack_id
+        self.length = 0
+
+    def begin(self, file_meta: bytes) -> None:
+        """Give the file meta group, whose length decides where the dataset begins."""
+        self._file_meta = file_meta
+        self._dataset_offset = 2 * BLOCK_BYTES + STREAMED_PAX_BYTES + len(file_meta)
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of the tar that are taken so far."""
+        return self._dataset_offset + self.length
+
+    def write(self, piece: Buffer) -> None:
+        """Add a piece of the dataset.
+
+        Raises OutOfSpace, StorageFailed; the instance cannot be finished then, `abort` is due.
+        """
+        self._file.check_usable()
+        start = self.size
+        view = memoryview(piece)
+        self._file.reserve(start, start + view.nbytes)
+        self._file.write(start, [view], start)
+        self._digest.update(view)
+        self.length += view.nbytes
+        if self.length - self._flushed >= FLUSH_EVERY_BYTES:
+            self._file.flush()
+            self._flushed = self.length
+
+    def sha256(self) -> bytes:
+        """Return the sha256 of what has come in so far: of the dataset, once it is all in."""
+        return self._digest.digest()
+
+    def dataset(self) -> memoryview:
+        """Return what has come in so far as a view of the mapped file."""
+        return self._file.view(self._dataset_offset, self.length)
+
+    def finish(
+        self, name: str, provenance: Provenance, transfer_syntax_uid: str, sop_class_uid: str
+    ) -> Member:
+        """Write the headers and make the instance durable; the pack is complete and let go of.
+
+        Raises OutOfSpace, StorageFailed; `abort` is due then.
+        """
+        self._file.check_usable()
+        sha256 = self.sha256()
+        head = encode_head(
+            self.pack_id,
+            name,
+            provenance,
+            transfer_syntax_uid,
+            self._file_meta,
+            self.length,
+            sha256,
+            STREAMED_PAX_BYTES,
+        )
+        padding = _PADDING[-self.size % BLOCK_BYTES]
+        end = self.size + len(padding)
+        self._file.reserve(self.size, end)
+        self._file.write(self.size, [padding], self.size)
+        self._file.write(self.size, [head], 0)
+        self._file.finish(end)
+        return Member(
+            name,
+            0,
+            len(head) - len(self._file_meta),
+            len(head),
+            self.length,
+            sha256,
+            sop_class_uid,
+            file_meta_uid(self._file_meta, 3),
+            transfer_syntax_uid,
+            provenance,
+        )
+
+    def abort(self) -> None:
+        """Let go of the file and remove it: nothing of it counts."""
+        self._file.release()
+        self._files.unlink(self.path)

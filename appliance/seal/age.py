@@ -176,7 +176,7 @@ class AgeRange:
     def ciphertext_range(self, plain_start: int, plain_end: int) -> tuple[int, int]:
         """Return the range of the age file, whole chunks, that holds a range of the plaintext.
 
-        Ends are exclusive. The plain range is cut to what there is; an empty one gives an empty one.
+        Ends are exclusive; the plain range is cut to what there is. Empty gives empty.
         """
         plain_end = min(plain_end, self.plaintext_length)
         if not 0 <= plain_start < plain_end:

@@ -18,8 +18,10 @@ def encode(prefix: str, data: bytes) -> str:
     return prefix + "1" + "".join(_ALPHABET[value] for value in values)
 
 
-def decode_key(text: str, prefix: str) -> bytes:
+def decode_key(text: str, prefix: str, *, lower_only: bool = False) -> bytes:
     """Return the 32 bytes of a key's Bech32 text; ValueError, which never quotes it, else."""
+    if lower_only and text != text.lower():
+        raise ValueError("it is not all in lower case")
     data = decode(text, prefix)
     if len(data) != KEY_BYTES:
         raise ValueError("it has the wrong length")

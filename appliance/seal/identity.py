@@ -9,7 +9,7 @@ import os
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from appliance.foundation.clock import Clock, SystemClock, isoformat
-from appliance.foundation.errors import ConfigurationError, KeyUnavailable
+from appliance.foundation.errors import ConfigurationError, KeyUnavailable, StorageFailed
 from appliance.foundation.files import FileSystem
 from appliance.seal import bech32
 from appliance.seal.secret import read_secret
@@ -55,7 +55,7 @@ class Identity:
 def recipient_bytes(text: str) -> bytes:
     """Return the 32 bytes of an `age1…` recipient; ConfigurationError when it is none."""
     try:
-        return bech32.decode_key(text, RECIPIENT_PREFIX)
+        return bech32.decode_key(text, RECIPIENT_PREFIX, lower_only=True)
     except ValueError as cause:
         raise ConfigurationError(
             text[:80], (f"not an age recipient: {cause}",), "Copy the whole line that begins age1"
@@ -117,7 +117,7 @@ def write_secret_file(path: str, content: bytes, files: FileSystem) -> None:
         fd = files.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileNotFoundError as cause:
         raise KeyUnavailable("create key file", path, "there is no such folder") from cause
-    except Exception as cause:
+    except StorageFailed as cause:
         if isinstance(cause.__cause__, FileExistsError):
             raise KeyUnavailable(
                 "create key file", path, "the file exists", "Keys are never overwritten"
@@ -126,6 +126,10 @@ def write_secret_file(path: str, content: bytes, files: FileSystem) -> None:
     try:
         files.pwritev(fd, [content], 0)
         files.fdatasync(fd)
-    finally:
+    except BaseException:
+        # Half a key would hold the name, and nobody could tell that it opens nothing.
         files.close(fd)
+        files.unlink(path)
+        raise
+    files.close(fd)
     files.fsync_directory(os.path.dirname(os.path.abspath(path)))

@@ -82,7 +82,7 @@ def verify(public_text: str, content: bytes, signature: bytes) -> bool:
 
 def _public_key(public_text: str) -> Ed25519PublicKey:
     try:
-        raw = bech32.decode_key(public_text, PUBLIC_PREFIX)
+        raw = bech32.decode_key(public_text, PUBLIC_PREFIX, lower_only=True)
     except ValueError as cause:
         raise ConfigurationError(
             public_text[:100],

@@ -1,0 +1,236 @@
+"""Bringing a pack whose writer died to a state that can be trusted, without losing a member.
+
+Owns the repair of packs. The caller holds the lock of the pack's dead owner, and closes the pack
+afterwards; a recovered pack is never appended to.
+
+Invariants:
+- A member is kept exactly when its check and its dataset's sha256 hold and it names this pack.
+- Bytes that are no member are never destroyed: a tail is cut only after its copy in the set-aside
+  folder is durable; a bad stretch between members stays where it is.
+- Afterwards the pack is a tar again, from end to end: a bad stretch begins with a header that
+  makes it a plain file, so that `tar x` and every reader step over it without searching.
+- A second run changes nothing, and a run that a crash cut short is finished by the next.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+
+import msgspec
+
+from appliance.foundation.errors import Damaged, OutOfSpace, UnsupportedFormat
+from appliance.foundation.files import FileSystem
+from appliance.packs.header import PAX_NAME, damaged_block, decode_head, pack_id_of
+from appliance.packs.member import BLOCK_BYTES, HEADERS_NAME, Member, round_up
+
+WINDOW_BYTES = 1 << 20
+PAGE_BYTES = 4096
+EXTENT_MAX_BYTES = 4 << 30
+
+
+class Recovered(msgspec.Struct, frozen=True):
+    """What recovery found: the members that are whole, in their order, and what is not.
+
+    `lost` are members whose headers are whole and whose dataset is not: they may never have been
+    answered, or may be damaged since. `set_aside` are the paths of copies of bad bytes. Without a
+    member the pack is worth nothing: its caller unlinks it, if it is still there.
+    """
+
+    members: list[Member]
+    lost: list[Member]
+    set_aside: list[str]
+    size: int
+
+
+def recover(files: FileSystem, path: str, set_aside_dir: str) -> Recovered:
+    """Check every member of a pack, cut what is behind the last one, flush, and tell what is left.
+
+    Raises UnsupportedFormat, with nothing changed, for a pack of another format version;
+    OutOfSpace, StorageFailed.
+    """
+    fd = files.open(path, os.O_RDWR)
+    try:
+        found = _Scan(fd, path).run()
+        return _Repair(files, fd, path, set_aside_dir, found).run()
+    finally:
+        files.close(fd)
+
+
+class _Found(msgspec.Struct):
+    """The members of a pack, the stretches [start, end) between them, and where the rest begins."""
+
+    members: list[Member]
+    lost: list[Member]
+    gaps: list[tuple[int, int]]
+    end: int
+
+
+class _Disk:
+    """Reading that a bad sector does not end: what the disk does not give reads as zeros."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.size = os.fstat(fd).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        try:
+            return os.pread(self._fd, length, offset)
+        except OSError:
+            end = min(offset + length, self.size)
+            return b"".join(self._page(at, end) for at in range(offset, end, PAGE_BYTES))
+
+    def _page(self, offset: int, end: int) -> bytes:
+        length = min(PAGE_BYTES, end - offset)
+        try:
+            return os.pread(self._fd, length, offset)
+        except OSError:
+            return bytes(length)
+
+    def windows(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        for at in range(start, end, WINDOW_BYTES):
+            yield at, self.read(at, min(WINDOW_BYTES, end - at))
+
+    def content_end(self, start: int, end: int) -> int:
+        """Return where the zeros begin that reach to `end`."""
+        last = start
+        for at, window in self.windows(start, end):
+            stripped = len(window.rstrip(b"\0"))
+            if stripped:
+                last = at + stripped
+        return last
+
+
+class _Scan:
+    """Finds the whole members of a pack; reads only."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        self._disk = _Disk(fd)
+        self._path = path
+        self._pack_id = pack_id_of(path)
+        self._unsupported: UnsupportedFormat | None = None
+        self._lost: dict[int, Member] = {}
+
+    def run(self) -> _Found:
+        found = _Found([], [], [], 0)
+        while found.end < self._disk.size:
+            member = self._member_at(found.end)
+            if member is None:
+                member = self._next_member(found.end + BLOCK_BYTES)
+                if member is None:
+                    break
+                found.gaps.append((found.end, member.header_offset))
+            found.members.append(member)
+            found.end = member.member_end
+        if not found.members and self._unsupported is not None:
+            raise self._unsupported
+        found.lost = list(self._lost.values())
+        return found
+
+    def _next_member(self, start: int) -> Member | None:
+        for at, window in self._disk.windows(start, self._disk.size):
+            index = window.find(PAX_NAME)
+            while index >= 0:
+                if index % BLOCK_BYTES == 0:
+                    member = self._member_at(at + index)
+                    if member is not None:
+                        return member
+                index = window.find(PAX_NAME, index + 1)
+        return None
+
+    def _member_at(self, offset: int) -> Member | None:
+        try:
+            member = decode_head(self._disk.read, offset, self._path, self._pack_id)
+        except Damaged:
+            return None
+        except UnsupportedFormat as cause:
+            if offset == 0:
+                self._unsupported = cause
+            return None
+        if not isinstance(member, Member):
+            return None
+        if member.dataset_end > self._disk.size or not self._whole(member):
+            if member.name != HEADERS_NAME:
+                self._lost[offset] = member
+            return None
+        return member
+
+    def _whole(self, member: Member) -> bool:
+        digest = hashlib.sha256()
+        for _, window in self._disk.windows(member.dataset_offset, member.dataset_end):
+            digest.update(window)
+        return digest.digest() == member.sha256
+
+
+class _Repair:
+    """Sets aside, fills and cuts, in an order that a crash may end anywhere."""
+
+    def __init__(
+        self, files: FileSystem, fd: int, path: str, set_aside_dir: str, found: _Found
+    ) -> None:
+        self._files = files
+        self._fd = fd
+        self._disk = _Disk(fd)
+        self._path = path
+        self._target = os.path.join(set_aside_dir, pack_id_of(path))
+        self._found = found
+        self._set_aside: list[str] = []
+
+    def run(self) -> Recovered:
+        size = self._found.end
+        content_end = self._disk.content_end(size, self._disk.size)
+        if not self._found.members and content_end > 0:
+            # Nothing in it is a member: the file itself goes, which takes no space.
+            aside = f"{self._target}.0.tail"
+            self._files.make_directory(os.path.dirname(aside))
+            self._files.truncate(self._fd, content_end)
+            self._files.rename(self._path, aside)
+            return Recovered([], self._found.lost, [aside], 0)
+        for start, end in self._found.gaps:
+            self._fill(start, end)
+        if content_end > size:
+            size = self._set_tail_aside(size, content_end)
+        if size != self._disk.size:
+            self._files.truncate(self._fd, size)
+        self._files.fdatasync(self._fd)
+        members = [member for member in self._found.members if member.name != HEADERS_NAME]
+        return Recovered(members, self._found.lost, self._set_aside, size)
+
+    def _fill(self, start: int, end: int) -> None:
+        for at in range(start, end, EXTENT_MAX_BYTES):
+            stop = min(at + EXTENT_MAX_BYTES, end)
+            block = damaged_block(at, stop)
+            if self._disk.read(at, BLOCK_BYTES) == block:
+                continue
+            if self._disk.content_end(at, at + BLOCK_BYTES) > at:
+                # All but the block that the new header takes stays in the pack.
+                self._copy(at, at + BLOCK_BYTES, f"{self._target}.{at}.block")
+            self._files.pwritev(self._fd, [block], at)
+
+    def _set_tail_aside(self, start: int, end: int) -> int:
+        """Return where the pack ends: at `start`, or behind the tail when no copy was possible."""
+        if self._copy(start, end, f"{self._target}.{start}.tail"):
+            return start
+        stop = round_up(end)
+        self._fill(start, stop)
+        return stop
+
+    def _copy(self, start: int, end: int, target: str) -> bool:
+        """Copy a range, durable; False when the disk is full, which must not stop recovery."""
+        if os.path.exists(target) and os.path.getsize(target) == end - start:
+            self._set_aside.append(target)
+            return True
+        self._files.make_directory(os.path.dirname(target))
+        partial = f"{target}.part"
+        fd = self._files.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o640)
+        try:
+            for at, window in self._disk.windows(start, end):
+                self._files.pwritev(fd, [window], at - start)
+            self._files.fdatasync(fd)
+        except OutOfSpace:
+            self._files.unlink(partial)
+            return False
+        finally:
+            self._files.close(fd)
+        self._files.rename(partial, target)
+        self._set_aside.append(target)
+        return True
