@@ -82,6 +82,7 @@ class Association:
         self._reader = MessageReader(connection, limits)
         self._cancelled: set[int] = set()
         self._held: Command | None = None  # read by `cancelled`, not yet returned
+        self._sender: Sender | None = None
         self._message_id = 0
         self._tasks: deque[Callable[[Association], None]] = deque()
         self._open = True
@@ -89,9 +90,11 @@ class Association:
     # --- who
 
     def sender(self, default_issuer: str = "") -> Sender:
-        """Return the peer as the archive's decisions need it."""
+        """Return the peer as the archive's decisions need it; the first call decides the issuer."""
+        if self._sender is not None:
+            return self._sender
         peer = self.peer
-        return Sender(
+        self._sender = Sender(
             calling_ae=self.calling_ae,
             called_ae=self.called_ae,
             peer_address=self.peer_address,
@@ -99,6 +102,7 @@ class Association:
             issuer=(peer.issuer if peer else "") or default_issuer,
             character_set=peer.character_set if peer else "",
         )
+        return self._sender
 
     @property
     def is_open(self) -> bool:

@@ -75,21 +75,19 @@ class StorageHandler:
         """Keep the instance that follows and answer."""
         if not command.has_dataset or AFFECTED_SOP_INSTANCE_UID not in command.raw:
             raise DatasetMismatch("store", "", "a C-STORE-RQ without dataset or instance UID")
-        large_bytes = association.limits.large_instance_bytes
-        view, complete = association.read_dataset_part(large_bytes)
         try:
-            self._keep(association, command, view, complete)
+            self._keep(association, command)
         except AzekuraError:
             raise
         except Exception as error:  # one odd instance must not end the study's association
-            _log.error("store_failed", error=where(error))  # noqa: TRY400 - it may hold values
+            _log.error("store_failed", error=where(error))
             raise ProcessingFailed("store") from error
         association.counters.received += 1
         association.send_response(command.context_id, encode_store_success(command))
 
-    def _keep(
-        self, association: Association, command: Command, view: memoryview, complete: bool
-    ) -> None:
+    def _keep(self, association: Association, command: Command) -> None:
+        limits = association.limits
+        view, complete = association.read_dataset_part(limits.large_instance_bytes)
         sender = association.sender(self._default_issuer)
         transfer_syntax = association.contexts[command.context_id].transfer_syntax
         sop_class_uid = command.sop_class_uid
@@ -101,7 +99,7 @@ class StorageHandler:
         try:
             stream.write(view)
             del view  # the large buffer goes back before the parts come
-            for part in association.read_dataset_parts(association.limits.stream_part_bytes):
+            for part in association.read_dataset_parts(limits.stream_part_bytes):
                 stream.write(part)
         except BaseException:
             stream.abort()
