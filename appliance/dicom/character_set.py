@@ -62,7 +62,7 @@ def _kana_encode(character: str) -> bytes | None:
 def _pairs(
     codec: str, prefix: bytes, high: bool
 ) -> tuple[Callable[[bytes], str], Callable[[str], bytes | None]]:
-    """Return the coder of a 94 × 94 set that an EUC codec of Python holds."""
+    """Return the coder of a 94 by 94 set that an EUC codec of Python holds."""
 
     def decode(raw: bytes) -> str:
         text = []
@@ -170,14 +170,10 @@ def decode_text(raw: bytes, vr: str, character_set: str) -> str:
     rules = repertoire(character_set)
     if extended and rules.codec != "gb18030":
         return _decode_extended(raw, vr, rules)
-    if rules.codec == "utf-8":
-        return _decode_first(raw, ("utf-8", "gb18030", "shift_jis"))
-    if rules.codec:
-        return _decode_first(raw, (rules.codec, "utf-8"))
+    if rules.codec or rules.g1 is None:
+        return _decode_first(raw, _candidates(rules))
     if rules.g1 is _KANA:
         return _kana_decode(raw)
-    if rules.g1 is None:
-        return _decode_first(raw, ("utf-8", *_UNDECLARED[not rules.silent], "latin-1"))
     text = _decode_extended(raw, vr, rules)
     if "\ufffd" in text:
         try:
@@ -187,8 +183,16 @@ def decode_text(raw: bytes, vr: str, character_set: str) -> str:
     return text
 
 
-# Without a set for G1, high bytes are wrong anyway. Where Japanese is declared they are Shift-JIS.
-_UNDECLARED: dict[bool, tuple[str, ...]] = {False: (), True: ("shift_jis", "cp932", "euc_jp")}
+def _candidates(rules: Repertoire) -> tuple[str, ...]:
+    """Return the codecs to try on bytes without escape sequences, the declared one first."""
+    if rules.codec == "utf-8":
+        return ("utf-8", "gb18030", "shift_jis")
+    if rules.codec:
+        return (rules.codec, "utf-8")
+    # No set is declared for G1, so high bytes are wrong anyway; where kanji are declared in G0,
+    # senders that don't know better send Shift-JIS or EUC.
+    japanese = () if rules.silent else ("shift_jis", "cp932", "euc_jp")
+    return ("utf-8", *japanese, "latin-1")
 
 
 def _decode_first(raw: bytes, codecs: tuple[str, ...]) -> str:
@@ -259,11 +263,14 @@ def encode_text(text: str, vr: str, character_set: str) -> bytes:
     rules = repertoire(character_set)
     if rules.codec:
         return text.encode(rules.codec)
-    delimiters = _delimiters(vr)
+    return _encode_extended(text, _delimiters(vr), rules)
+
+
+def _encode_extended(text: str, delimiters: frozenset[int], rules: Repertoire) -> bytes:
     out = bytearray()
     g0, g1 = rules.g0, rules.initial_g1
     for index, character in enumerate(text):
-        if character < "\x80" and (ord(character) < 0x20 or ord(character) in delimiters):
+        if ord(character) < 0x20 or ord(character) in delimiters:
             if g0 is not rules.g0:
                 out += rules.g0.escape
             out += character.encode("ascii")
@@ -274,9 +281,7 @@ def encode_text(text: str, vr: str, character_set: str) -> bytes:
             if raw is not None and element is not None:
                 break
         else:
-            raise UnicodeEncodeError(
-                "dicom", text, index, index + 1, f"not in the sets of {character_set!r}"
-            )
+            raise UnicodeEncodeError("dicom", text, index, index + 1, "in none of the sets")
         if element is not g0 and element is not g1:
             out += element.escape
             if element.half == 0:

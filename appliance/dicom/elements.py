@@ -18,8 +18,17 @@ ITEM = 0xFFFEE000
 ITEM_END = 0xFFFEE00D
 SEQUENCE_END = 0xFFFEE0DD
 
-SHORT_VRS = tuple("AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
-LONG_VRS = tuple("OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+SHORT_VRS = (
+    "AE", "AS", "AT", "CS", "DA", "DS", "DT", "FL", "FD", "IS", "LO", "LT", "PN", "SH", "SL", "SS",
+    "ST", "TM", "UI", "UL", "US",
+)  # fmt: skip
+"""VRs with a length of 16 bits in explicit VR (PS3.5 7.1.2)."""
+
+LONG_VRS = (
+    "OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV",
+)  # fmt: skip
+"""VRs with two reserved bytes and a length of 32 bits."""
+
 TEXT_VRS = frozenset({"SH", "LO", "ST", "PN", "LT", "UC", "UT"})
 """The VRs whose repertoire Specific Character Set (0008,0005) governs (PS3.5 6.1.2.3)."""
 
@@ -29,6 +38,10 @@ NUMBER_FORMATS = {
 
 Bytes = bytes | bytearray | memoryview
 """Where a dataset may lie: also a memoryview of an mmap."""
+
+
+Value = str | list[dict[int, "Value"]]
+"""A value as the index keeps it: text with several values joined by a backslash, or items."""
 
 
 class Odd(Exception):

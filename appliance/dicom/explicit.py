@@ -7,7 +7,7 @@ raises Odd, struct.error or IndexError, never a wrong answer.
 from collections.abc import Iterator
 
 from appliance.dicom.bulk import Bulk, is_bulk, rest
-from appliance.dicom.elements import QUIRKS, UNDEFINED, Bytes, Odd
+from appliance.dicom.elements import QUIRKS, UNDEFINED, Bytes, Odd, Value
 from appliance.dicom.gathering import Gathering
 from appliance.dicom.layouts import LAST_SCANNED, Layout
 from appliance.dicom.skipping import skip_undefined
@@ -46,9 +46,9 @@ def identity(layout: Layout, buffer: Bytes) -> list[bytes]:
     return found
 
 
-def attributes(
+def attributes(  # noqa: C901 - the loop stays in one frame for speed
     layout: Layout, buffer: Bytes, default_character_set: str, *, complete: bool
-) -> tuple[dict[int, object], str]:
+) -> tuple[dict[int, Value], str]:
     """Return the index attributes and the character set.
 
     complete: whether `buffer` is the whole dataset; a window that ends before the last wanted tag

@@ -16,11 +16,11 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
 
 from appliance.dicom.attributes import ITEM_VRS, SCANNED
-from appliance.dicom.elements import SEQUENCE_DEPTH_MAX, Bytes
-from appliance.dicom.gathering import text_of
+from appliance.dicom.elements import SEQUENCE_DEPTH_MAX, Bytes, Value
 from appliance.dicom.layouts import CHARACTER_SET, IDENTITY, LAST_SCANNED
 from appliance.dicom.skipping import too_deep
 from appliance.dicom.uid import is_big_endian, is_implicit
+from appliance.dicom.values import text_of
 from appliance.foundation.errors import DatasetNotUnderstood
 
 HEADER_BYTES_MAX = 16 * 1024 * 1024
@@ -54,22 +54,26 @@ def identity(dataset: Bytes, transfer_syntax_uid: str) -> list[bytes]:
 
 def attributes(
     dataset: Bytes, transfer_syntax_uid: str, default_character_set: str
-) -> tuple[dict[int, object], str]:
+) -> tuple[dict[int, Value], str]:
     """Return the index attributes and the character set. Raises DatasetNotUnderstood."""
-    found: dict[int, object] = {}
+    found: dict[int, Value] = {}
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         read = _read(dataset, transfer_syntax_uid)
-        character_set = text_of(_raw(read, CHARACTER_SET), "CS", "<", "")
+        text = _Converter(">" if is_big_endian(transfer_syntax_uid) else "<")
+        character_set = text.character_set(read)
         effective = character_set or default_character_set
-        mark = ">" if is_big_endian(transfer_syntax_uid) else "<"
         for tag, vr in SCANNED.items():
-            value = _value(read, tag, vr, mark, effective, 1)
+            value = text.value(read, tag, vr, effective, 1)
             if value:
                 found[tag] = value
     if not found:
         raise DatasetNotUnderstood("scan a dataset", cause="no element of its header parses")
     return found, character_set
+
+
+def _behind_the_header(tag: int, _vr: str | None, _length: int) -> bool:
+    return tag > LAST_SCANNED
 
 
 def _read(dataset: Bytes, transfer_syntax_uid: str) -> Dataset:
@@ -79,9 +83,9 @@ def _read(dataset: Bytes, transfer_syntax_uid: str) -> Dataset:
             stream,
             is_implicit_VR=is_implicit(transfer_syntax_uid),
             is_little_endian=not is_big_endian(transfer_syntax_uid),
-            stop_when=lambda tag, vr, length: tag > LAST_SCANNED,
+            stop_when=_behind_the_header,
         )
-    except Exception as error:  # pydicom raises nearly anything on hostile bytes
+    except Exception as error:  # noqa: BLE001 - pydicom raises nearly anything on hostile bytes
         raise DatasetNotUnderstood(
             "scan a dataset", cause=f"pydicom does not read it either ({type(error).__name__})"
         ) from None
@@ -93,33 +97,41 @@ def _raw(read: Dataset, tag: int) -> bytes:
     return value if isinstance(value, bytes) else b""
 
 
-def _value(
-    read: Dataset, tag: int, vr: str, mark: str, character_set: str, depth: int
-) -> str | list[dict[int, object]]:
-    if vr != "SQ":
-        return text_of(_raw(read, tag), vr, mark, character_set)
-    if Tag(tag) not in read:
-        return ""
-    if depth > SEQUENCE_DEPTH_MAX:
-        raise too_deep()
-    try:
-        sequence = read[tag].value
-        items = list(sequence[:SEQUENCE_ITEMS_MAX]) if sequence else []
-    except Exception:  # noqa: BLE001 - as in _read; the rest of the header still counts
-        return ""
-    return [_item(item, mark, character_set, depth) for item in items if isinstance(item, Dataset)]
+class _Converter:
+    """Makes text of pydicom's raw values, in one byte order."""
 
+    def __init__(self, mark: str) -> None:
+        self._mark = mark
 
-def _item(item: Dataset, mark: str, character_set: str, depth: int) -> dict[int, object]:
-    character_set = text_of(_raw(item, CHARACTER_SET), "CS", mark, "") or character_set
-    kept: dict[int, object] = {}
-    for element_tag in list(item.keys()):
-        tag = int(element_tag)
-        if tag in ITEM_VRS:
-            value = _value(item, tag, ITEM_VRS[tag], mark, character_set, depth + 1)
-            if value:
-                kept[tag] = value
-    return kept
+    def character_set(self, read: Dataset) -> str:
+        """Return the value of (0008,0005) in a dataset or item."""
+        return text_of(_raw(read, CHARACTER_SET), "CS", self._mark, "")
+
+    def value(self, read: Dataset, tag: int, vr: str, character_set: str, depth: int) -> Value:
+        """Return the text or the items of an element, "" for none."""
+        if vr != "SQ":
+            return text_of(_raw(read, tag), vr, self._mark, character_set)
+        if Tag(tag) not in read:
+            return ""
+        if depth > SEQUENCE_DEPTH_MAX:
+            raise too_deep()
+        try:
+            sequence = read[tag].value
+            items = list(sequence[:SEQUENCE_ITEMS_MAX]) if sequence else []
+        except Exception:  # noqa: BLE001 - as in _read; the rest of the header still counts
+            return ""
+        return [self._item(i, character_set, depth) for i in items if isinstance(i, Dataset)]
+
+    def _item(self, item: Dataset, character_set: str, depth: int) -> dict[int, Value]:
+        character_set = self.character_set(item) or character_set
+        kept: dict[int, Value] = {}
+        for element_tag in list(item.keys()):
+            tag = int(element_tag)
+            if tag in ITEM_VRS:
+                value = self.value(item, tag, ITEM_VRS[tag], character_set, depth + 1)
+                if value:
+                    kept[tag] = value
+        return kept
 
 
 def identifier(
@@ -127,25 +139,25 @@ def identifier(
     transfer_syntax_uid: str,
     default_character_set: str,
     vr_of: Callable[[int], str],
-    unsupported: list[int],
-) -> dict[int, object]:
-    """Return the keys of an identifier; tags without a VR are added to `unsupported`.
+) -> tuple[dict[int, Value], list[int]]:
+    """Return the keys of an identifier and the tags that `vr_of` has no VR for.
 
     Raises DatasetNotUnderstood.
     """
-    keys: dict[int, object] = {}
+    keys: dict[int, Value] = {}
+    skipped: list[int] = []
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         read = _read(raw, transfer_syntax_uid)
-        mark = ">" if is_big_endian(transfer_syntax_uid) else "<"
-        character_set = text_of(_raw(read, CHARACTER_SET), "CS", mark, "") or default_character_set
+        text = _Converter(">" if is_big_endian(transfer_syntax_uid) else "<")
+        character_set = text.character_set(read) or default_character_set
         for element_tag in list(read.keys()):
             tag = int(element_tag)
             vr = vr_of(tag)
             if vr:
-                keys[tag] = _value(read, tag, vr, mark, character_set, 1)
-            elif tag & 0xFFFF:
-                unsupported.append(tag)
+                keys[tag] = text.value(read, tag, vr, character_set, 1)
+            else:
+                skipped.append(tag)
     if not keys:
         raise DatasetNotUnderstood("read an identifier", cause="no key of it parses")
-    return keys
+    return keys, skipped

@@ -1,4 +1,4 @@
-"""The identifiers of queries and retrieves: keys out of bytes, answers into bytes (PS3.4 C.4.1.1.3).
+"""The identifiers of queries and retrieves: keys from bytes, answers to bytes (PS3.4 C.4.1).
 
 Must not log a key: keys are patient data. Invariants: keys are decoded before anything splits them;
 an answer's (0008,0005) is the repertoire its text is really encoded in.
@@ -18,27 +18,19 @@ from appliance.dicom.elements import (
     NUMBER_FORMATS,
     QUIRKS,
     TEXT_VRS,
-    UNDEFINED,
     ByteOrder,
     Bytes,
-    Odd,
-    element_at,
+    Value,
 )
-from appliance.dicom.gathering import text_of
+from appliance.dicom.items import Form, ItemReader
 from appliance.dicom.layouts import CHARACTER_SET
-from appliance.dicom.skipping import skip_undefined, too_deep
 from appliance.dicom.uid import is_big_endian, is_implicit
 from appliance.foundation.errors import DatasetNotUnderstood
-
-Value = str | list[dict[int, "Value"]]
 
 QUERY_RETRIEVE_LEVEL = 0x00080052
 QUERY_RETRIEVE_VIEW = 0x00080053
 IDENTIFIER_BYTES_MAX = 1024 * 1024
 """An identifier longer than this is refused; a list of 10,000 UIDs takes 650 kB."""
-
-IDENTIFIER_DEPTH_MAX = 8
-"""Sequence keys nested deeper than this are refused."""
 
 _CONTROL_VRS = {
     CHARACTER_SET: "CS",
@@ -83,18 +75,17 @@ def parse_identifier(
     """
     if len(raw) > IDENTIFIER_BYTES_MAX:
         raise DatasetNotUnderstood("read an identifier", cause="it is longer than any query")
-    order = BIG if is_big_endian(transfer_syntax_uid) else LITTLE
+    form = Form(
+        BIG if is_big_endian(transfer_syntax_uid) else LITTLE, is_implicit(transfer_syntax_uid)
+    )
     buffer = bytes(raw)
-    unsupported: list[int] = []
-    try:
-        reader = _Reader(order, buffer, unsupported)
-        keys, _ = reader.item(
-            0, len(buffer), is_implicit(transfer_syntax_uid), default_character_set, 0
-        )
+    reader = ItemReader(buffer, vr_of, whole=True)
+        try:
+        keys, _, _ = reader.item(0, len(buffer), form, default_character_set, 0)
+        skipped = list(reader.skipped)
     except QUIRKS:
-        unsupported = []
-        keys = fallback.identifier(
-            buffer, transfer_syntax_uid, default_character_set, vr_of, unsupported
+        keys, skipped = fallback.identifier(
+            buffer, transfer_syntax_uid, default_character_set, vr_of
         )
     character_set = keys.pop(CHARACTER_SET, "")
     level = keys.pop(QUERY_RETRIEVE_LEVEL, "")
@@ -104,82 +95,14 @@ def parse_identifier(
         keys,
         character_set if isinstance(character_set, str) else "",
         list(keys),
-        unsupported,
+        [tag for tag in skipped if not _is_bookkeeping(tag)],
     )
 
 
-class _Reader:
-    """Reads the elements of one identifier; `unsupported` collects what has no VR here."""
-
-    def __init__(self, order: ByteOrder, buffer: bytes, unsupported: list[int]) -> None:
-        self._order = order
-        self._buffer = buffer
-        self._unsupported = unsupported
-
-    def item(
-        self, position: int, end: int, implicit: bool, character_set: str, depth: int
-    ) -> tuple[dict[int, Value], int]:
-        """Return the keys between two positions, and where their item ends."""
-        order, buffer = self._order, self._buffer
-        keys: dict[int, Value] = {}
-        while position < end:
-            raw, number, vr, length, start = element_at(order, buffer, position, implicit)
-            if raw == order.item_end:
-                return keys, start
-            tag = order.tag(raw)
-            if length == UNDEFINED:
-                position = skip_undefined(order, buffer, start, number, implicit, depth + 1)
-                stop = position - 8
-            else:
-                position = stop = start + length
-            if position > end:
-                raise Odd
-            if tag & 0xFFFF == 0:
-                continue
-            known = vr_of(tag)
-            if not known:
-                self._note(tag)
-                continue
-            unknown = vr == "UN"
-            if known == "SQ":
-                keys[tag] = self.items(start, stop, implicit or unknown, character_set, depth + 1)
-                continue
-            text = text_of(
-                buffer[start:stop],
-                known if not vr or unknown else vr,
-                order.mark,
-                character_set,
-                whole=True,
-            )
-            keys[tag] = text
-            if tag == CHARACTER_SET and text:
-                character_set = text
-        return keys, position
-
-    def items(
-        self, position: int, end: int, implicit: bool, character_set: str, depth: int
-    ) -> list[dict[int, Value]]:
-        """Return the items of a sequence key."""
-        if depth > IDENTIFIER_DEPTH_MAX:
-            raise too_deep()
-        order = self._order
-        items = []
-        while position < end:
-            raw, length = order.implicit_header.unpack_from(self._buffer, position)
-            position += 8
-            if raw == order.sequence_end:
-                break
-            stop = end if length == UNDEFINED else position + length
-            if raw != order.item or stop > end:
-                raise Odd
-            keys, position = self.item(position, stop, implicit, character_set, depth)
-            items.append(keys)
-        return items
-
-    def _note(self, tag: int) -> None:
-        is_creator = (tag >> 16) % 2 == 1 and 0x10 <= tag & 0xFFFF <= 0xFF
-        if not is_creator and tag not in self._unsupported:
-            self._unsupported.append(tag)
+def _is_bookkeeping(tag: int) -> bool:
+    """Tell whether a tag is a group length or a private creator: no key anybody asks for."""
+    element = tag & 0xFFFF
+    return element == 0 or ((tag >> 16) % 2 == 1 and 0x10 <= element <= 0xFF)
 
 
 def encode_answer(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from appliance.dicom.attributes import SCANNED
 from appliance.dicom.bulk import PIXEL_DATA, Bulk, is_bulk, rest
-from appliance.dicom.elements import QUIRKS, UNDEFINED, Bytes, Odd
+from appliance.dicom.elements import QUIRKS, UNDEFINED, Bytes, Odd, Value
 from appliance.dicom.gathering import Gathering
 from appliance.dicom.layouts import LAST_SCANNED, Layout
 from appliance.dicom.skipping import skip_fragments, skip_items
@@ -42,7 +42,7 @@ def identity(layout: Layout, buffer: Bytes) -> list[bytes]:
 
 def attributes(
     layout: Layout, buffer: Bytes, default_character_set: str, *, complete: bool
-) -> tuple[dict[int, object], str]:
+) -> tuple[dict[int, Value], str]:
     """Return the index attributes and the character set.
 
     complete: whether `buffer` is the whole dataset; a window that ends before the last wanted tag

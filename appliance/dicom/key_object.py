@@ -61,19 +61,17 @@ def rejection_note(attributes: Mapping[int, object]) -> RejectionNote | None:
 
 def references(attributes: Mapping[int, object]) -> tuple[Reference, ...]:
     """Return the instances in the evidence of a key object document."""
-    found = []
-    for study in _items(attributes.get(EVIDENCE_SEQUENCE)):
-        for series in _items(study.get(REFERENCED_SERIES)):
-            for sop in _items(series.get(REFERENCED_SOP)):
-                found.append(
-                    Reference(
-                        _text(study, STUDY_INSTANCE_UID),
-                        _text(series, SERIES_INSTANCE_UID),
-                        _text(sop, REFERENCED_SOP_CLASS_UID),
-                        _text(sop, REFERENCED_SOP_INSTANCE_UID),
-                    )
-                )
-    return tuple(found)
+    return tuple(
+        Reference(
+            _text(study, STUDY_INSTANCE_UID),
+            _text(series, SERIES_INSTANCE_UID),
+            _text(sop, REFERENCED_SOP_CLASS_UID),
+            _text(sop, REFERENCED_SOP_INSTANCE_UID),
+        )
+        for study in _items(attributes.get(EVIDENCE_SEQUENCE))
+        for series in _items(study.get(REFERENCED_SERIES))
+        for sop in _items(series.get(REFERENCED_SOP))
+    )
 
 
 def _items(value: object) -> list[dict[int, object]]:

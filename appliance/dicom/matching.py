@@ -52,7 +52,7 @@ class Universal(Matcher):
 
     universal = True
 
-    def matches(self, stored: Stored) -> bool:
+    def matches(self, stored: Stored) -> bool:  # noqa: ARG002
         """Return True."""
         return True
 
@@ -299,10 +299,11 @@ class Sequence(Matcher):
         )
 
 
-def compile_key(tag: int, vr: str, value: Stored) -> Matcher:
+def compile_key(tag: int, vr: str, value: Stored) -> Matcher:  # noqa: ARG001 - callers know tags
     """Return the matcher of one key of the attribute `tag`.
 
-    value: decoded text, or the items of a sequence key; None and "" are universal. A value that is no date where one is due matches nothing.
+    value: decoded text, or the items of a sequence key; None and "" are universal. A value that is
+    no date where one is due matches nothing.
     """
     if vr == "SQ" or isinstance(value, list):
         return _sequence(value)
@@ -315,11 +316,18 @@ def compile_key(tag: int, vr: str, value: Stored) -> Matcher:
         return UidList(tuple(uid for part in text.split("\\") if (uid := part.strip(" \0"))))
     if vr in ("DA", "TM", "DT"):
         return _temporal(vr, text)
+    return _text_keys(vr, text)
+
+
+def _text_keys(vr: str, text: str) -> Matcher:
+    # A list of values of one text VR matches where any of them does (C.2.2.2.8).
     values = (text,) if vr in _ONE_VALUE_VRS else tuple(v.strip() for v in text.split("\\"))
-    if vr == "PN" or any(_has_wildcard(vr, v) for v in values):
-        keys = [_text_key(vr, v) for v in values if v]
-        return keys[0] if len(keys) == 1 else Alternatives(keys)
-    return SingleValue(vr, values)
+    if vr != "PN" and not any(_has_wildcard(vr, value) for value in values):
+        return SingleValue(vr, values)
+    keys = [_text_key(vr, value) for value in values if value]
+    if not keys:
+        return Universal()
+    return keys[0] if len(keys) == 1 else Alternatives(keys)
 
 
 class Alternatives(Matcher):

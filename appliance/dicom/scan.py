@@ -11,13 +11,10 @@ behind the last tag they need.
 import msgspec
 
 from appliance.dicom import explicit, fallback, implicit
-from appliance.dicom.elements import BIG, LITTLE, QUIRKS, Bytes, Odd
+from appliance.dicom.elements import BIG, LITTLE, QUIRKS, Bytes, Odd, Value
 from appliance.dicom.layouts import Layout
 from appliance.dicom.uid import is_big_endian, is_deflated, is_implicit
 from appliance.foundation.errors import DatasetNotUnderstood
-
-Value = str | list[dict[int, "Value"]]
-"""Text with several values joined by a backslash, or the items of a sequence."""
 
 WINDOW_BYTES = 16 * 1024
 """A header is first sought in a copy of this many bytes: slices of bytes are the quickest."""

@@ -15,7 +15,7 @@ def too_deep() -> DatasetNotUnderstood:
     )
 
 
-def skip_undefined(
+def skip_undefined(  # noqa: PLR0917 - called once an element, positionally for speed
     order: ByteOrder, buffer: Bytes, position: int, vr: int, implicit: bool, depth: int = 1
 ) -> int:
     """Return where the value of undefined length that starts at `position` ends.

@@ -1,10 +1,10 @@
-"""Dates and times of queries and of stored values as comparable bounds (PS3.5 6.2, PS3.4 C.2.2.2.5).
+"""Dates and times of queries and stored values as comparable bounds (PS3.5 6.2, PS3.4 C.2.2.2).
 
 Must not shift a stored date: offsets from UTC count only where both sides of a comparison have one.
 Invariant: bounds are fixed-width digits, so that text order is time order.
 """
 
-import datetime
+import datetime as dt
 import re
 from typing import NamedTuple
 
@@ -76,15 +76,15 @@ def datetime_span(text: str) -> Span | None:
 def _days_in_month(year: int, month: int) -> int:
     if not 1 <= month <= 12:
         return 31
-    first_of_next = datetime.date(year + month // 12, month % 12 + 1, 1) if year < 9999 else None
-    return (first_of_next - datetime.timedelta(days=1)).day if first_of_next else 31
+    first_of_next = dt.date(year + month // 12, month % 12 + 1, 1) if year < 9999 else None
+    return (first_of_next - dt.timedelta(days=1)).day if first_of_next else 31
 
 
 def in_utc(bound: str, offset_minutes: int) -> str:
     """Return a bound of a DT with its offset taken away; the bound itself where that overflows."""
     try:
-        moment = datetime.datetime.strptime(bound, "%Y%m%d%H%M%S.%f")  # noqa: DTZ007 - made UTC here
-        moment -= datetime.timedelta(minutes=offset_minutes)
+        moment = dt.datetime.strptime(bound, "%Y%m%d%H%M%S.%f")  # noqa: DTZ007 - made UTC here
+        moment -= dt.timedelta(minutes=offset_minutes)
     except (ValueError, OverflowError):
         return bound
     return f"{moment.year:04d}" + moment.strftime("%m%d%H%M%S.%f")

@@ -61,3 +61,18 @@ def value_text(raw: bytes, vr: str, mark: str, character_set: str, *, whole: boo
     if "\\" in text:
         text = "\\".join([part.strip(" \0") for part in text.split("\\")])
     return text.strip(" \0")[:length_max]
+
+
+_QUICK_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "SH", "LO", "PN"})
+_BINARY_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW"})
+
+
+def text_of(raw: bytes, vr: str, mark: str, character_set: str, *, whole: bool = False) -> str:
+    """Return the text of a value as value_text does, by a short way where there is one."""
+    if vr in _QUICK_VRS and len(raw) <= VALUE_LENGTH_MAX and raw.isascii():
+        text = raw.decode("ascii")
+        if "\\" not in text and "\x1b" not in text:
+            return text.strip(" \0")
+    if vr in _BINARY_VRS:
+        return ""
+    return value_text(raw, vr, mark, character_set, whole=whole)
