@@ -80,7 +80,7 @@ def parse_identifier(
     )
     buffer = bytes(raw)
     reader = ItemReader(buffer, vr_of, whole=True)
-        try:
+    try:
         keys, _, _ = reader.item(0, len(buffer), form, default_character_set, 0)
         skipped = list(reader.skipped)
     except QUIRKS:
