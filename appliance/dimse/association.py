@@ -85,6 +85,7 @@ class Association:
         self._sender: Sender | None = None
         self._message_id = 0
         self._tasks: deque[Callable[[Association], None]] = deque()
+        self._exchanging = False  # a response is awaited; a task would read it away
         self._open = True
 
     # --- who
@@ -155,7 +156,7 @@ class Association:
                 return decoded
 
     def _wait_for_data(self, deadline_s: float) -> bool:
-        if self._tasks:
+        if self._tasks and not self._exchanging:
             self._tasks.popleft()(self)
         if self._connection.wait_for_data(deadline_s):
             return True
@@ -293,6 +294,13 @@ class Association:
         AssociationLost, also when the peer releases instead of answering.
         """
         self.send_message(context_id, command, dataset)
+        outer, self._exchanging = self._exchanging, True
+        try:
+            return self._await(message_id, timeout_s)
+        finally:
+            self._exchanging = outer
+
+    def _await(self, message_id: int, timeout_s: float | None) -> Command:
         while True:
             answer = self.read_command(timeout_s)
             if answer is None:
