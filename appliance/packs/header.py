@@ -24,10 +24,12 @@ from appliance.foundation.errors import Damaged, UnsupportedFormat
 from appliance.packs.member import (
     BLOCK_BYTES,
     DAMAGED_FOLDER,
+    HEADERS_NAME,
     DamagedExtent,
     Member,
     Provenance,
     file_meta_uid,
+    is_member_name,
     round_up,
 )
 
@@ -91,7 +93,10 @@ def encode_head(  # noqa: PLR0917 -- runs for every instance; keywords cost
 
     `pax_area_bytes`, a multiple of 512, makes the pax data exactly so long (the comment is padded
     with spaces); ValueError when it does not fit. Without it the data takes the blocks it needs.
+    ValueError for a name that `member_name` did not make.
     """
+    if name != HEADERS_NAME and not is_member_name(name):
+        raise ValueError("that is no name of a member")
     seconds, microseconds = divmod(provenance.received_at_us, 1_000_000)
     middle = _comment_middle(
         provenance.calling_ae,
@@ -110,7 +115,8 @@ def encode_head(  # noqa: PLR0917 -- runs for every instance; keywords cost
         sha256.hex().encode(),
     )
     file_length = len(file_meta) + length
-    prefix, last, records = _name_fields(name)
+    prefix, last = _name_fields(name)
+    records = b""
     if file_length > USTAR_SIZE_MAX_BYTES:
         records += _pax_record(b"size", b"%d" % file_length)
     back = b',"check":"' + _CHECK_ZEROS + b'"}'
@@ -143,6 +149,8 @@ def _comment_middle(*texts: str) -> bytes:
 
 def _json_text(text: str) -> bytes:
     """Return a JSON string, of a text cut so that no peer's certificate outgrows the headers."""
+    # A peer's address or subject may hold what is not Unicode.
+    text = text.encode("utf-8", "backslashreplace").decode()
     encoded = _encode_json(text)
     while len(encoded) > TEXT_MAX_BYTES:
         text = text[: len(text) * 3 // 4]
@@ -197,15 +205,10 @@ def _with_checksum(block: bytes) -> bytes:
     return block[:148] + b"%06o\x00 " % sum(block) + block[156:]
 
 
-def _name_fields(name: str) -> tuple[bytes, bytes, bytes]:
-    """Return the ustar prefix, the ustar name, and a pax path record where the two do not do."""
-    raw = name.encode()
-    if len(raw) <= 100:
-        return b"", raw, b""
-    prefix, _, last = raw.rpartition(b"/")
-    if 0 < len(prefix) <= 155 and 0 < len(last) <= 100:
-        return prefix, last, b""
-    return b"", raw[-100:], _pax_record(b"path", raw)
+def _name_fields(name: str) -> tuple[bytes, bytes]:
+    """Return the ustar prefix and name. Both parts of the longest member name fit: 66 and 79."""
+    folder, _, last = name.encode().rpartition(b"/")
+    return folder, last
 
 
 def damaged_block(header_offset: int, member_end: int) -> bytes:
@@ -241,7 +244,7 @@ def _decode(read: Read, head: bytes, offset: int, pack_id: str | None) -> Member
     size = _verified_size(head[:BLOCK_BYTES])
     if head[156:157] == b"0":
         end = offset + BLOCK_BYTES + size
-        if head[:BLOCK_BYTES] != damaged_block(offset, end):
+        if head[:BLOCK_BYTES] != damaged_block(offset, end) or size % BLOCK_BYTES:
             raise _Malformed("a file without our pax header")
         return DamagedExtent(offset, end)
     if head[156:157] != b"x" or size > PAX_DATA_MAX_BYTES:
@@ -263,8 +266,11 @@ def _decode(read: Read, head: bytes, offset: int, pack_id: str | None) -> Member
         head = read(offset, meta_at + meta_length)
     _verify_check(head[: meta_at + meta_length], BLOCK_BYTES + size, comment.check)
     file_meta = head[meta_at : meta_at + meta_length]
+    name = _ustar_name(ustar).decode()
+    if name != HEADERS_NAME and not is_member_name(name):
+        raise _Malformed("a name that no member has")
     return Member(
-        name=(records.get(b"path") or _ustar_name(ustar)).decode(),
+        name=name,
         header_offset=offset,
         file_offset=offset + meta_at,
         dataset_offset=offset + meta_at + meta_length,
@@ -289,6 +295,8 @@ def _verified_size(block: bytes) -> int:
         raise _Malformed("no tar header")
     if sum(block) - sum(block[148:156]) + 8 * 32 != int(block[148:154], 8):
         raise _Malformed("the tar header's checksum is wrong")
+    if not block[124:135].isdigit():
+        raise _Malformed("the tar header's size is no number")
     return int(block[124:135], 8)
 
 
@@ -335,5 +343,9 @@ def _verify_check(head: bytes, pax_end: int, check: str) -> None:
 
 def _microseconds(text: str) -> int:
     """Return microseconds since 1970 of the one form that `encode_head` writes."""
-    whole = calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S"))
-    return whole * 1_000_000 + int(text[20:26])
+    return _seconds(text[:19]) * 1_000_000 + int(text[20:26])
+
+
+@functools.lru_cache(maxsize=64)
+def _seconds(text: str) -> int:
+    return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))

@@ -21,7 +21,11 @@ DAMAGED_FOLDER = "damaged"
 
 Buffer = bytes | bytearray | memoryview
 
-_UID = re.compile(r"[0-9.]{0,63}[0-9][0-9.]{0,63}")
+# A digit at least: "." and ".." are folders.
+_UID = r"(?=[.]*[0-9])[0-9.]{1,64}"
+_PART = rf"(?:{_UID}|x-[0-9a-f]{{64}})"
+_matches_uid = re.compile(_UID).fullmatch
+_matches_name = re.compile(rf"{_PART}/{_PART}(?:~[0-9a-f]{{8}})?[.]dcm").fullmatch
 
 
 class Provenance(msgspec.Struct, frozen=True):
@@ -90,8 +94,13 @@ def member_name(
     return f"{_safe(series_instance_uid)}/{instance}.dcm"
 
 
+def is_member_name(name: str) -> bool:
+    """Return whether a name is one that `member_name` makes, safe to extract."""
+    return _matches_name(name) is not None
+
+
 def _safe(uid: str) -> str:
-    if len(uid) <= 64 and _UID.fullmatch(uid):
+    if _matches_uid(uid):
         return uid
     return "x-" + hashlib.sha256(uid.encode("utf-8", "surrogateescape")).hexdigest()
 
