@@ -5,18 +5,19 @@ or log lines out: they quote values, and a value may be patient data. Only raw v
 pydicom, so text is decoded by one code path. Sequences are read by pydicom's own parser.
 """
 
+import contextlib
 import io
 import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
 
 from appliance.dicom.attributes import ITEM_VRS, SCANNED
-from appliance.dicom.elements import SEQUENCE_DEPTH_MAX, Bytes, Value
+from appliance.dicom.elements import SEQUENCE_DEPTH_MAX, UNDEFINED, Bytes, Value
 from appliance.dicom.layouts import CHARACTER_SET, IDENTITY, LAST_SCANNED
 from appliance.dicom.skipping import too_deep
 from appliance.dicom.uid import is_big_endian, is_implicit
@@ -41,8 +42,7 @@ def identity(dataset: Bytes, transfer_syntax_uid: str) -> list[bytes]:
 
     Raises DatasetNotUnderstood where pydicom does not find the four UIDs either.
     """
-    with _ONE_AT_A_TIME, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quietly():
         read = _read(dataset, transfer_syntax_uid)
         found = [_raw(read, tag) for tag in IDENTITY]
     if not (found[0] and found[1] and found[2] and found[3]):
@@ -57,8 +57,7 @@ def attributes(
 ) -> tuple[dict[int, Value], str]:
     """Return the index attributes and the character set. Raises DatasetNotUnderstood."""
     found: dict[int, Value] = {}
-    with _ONE_AT_A_TIME, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quietly():
         read = _read(dataset, transfer_syntax_uid)
         text = _Converter(">" if is_big_endian(transfer_syntax_uid) else "<")
         character_set = text.character_set(read)
@@ -78,23 +77,37 @@ def _behind_the_header(tag: int, _vr: str | None, _length: int) -> bool:
 
 def _read(dataset: Bytes, transfer_syntax_uid: str) -> Dataset:
     stream = io.BytesIO(dataset[:HEADER_BYTES_MAX])
-    try:
-        return read_dataset(
-            stream,
-            is_implicit_VR=is_implicit(transfer_syntax_uid),
-            is_little_endian=not is_big_endian(transfer_syntax_uid),
-            stop_when=_behind_the_header,
-        )
-    except Exception as error:  # noqa: BLE001 - pydicom raises nearly anything on hostile bytes
-        raise DatasetNotUnderstood(
-            "scan a dataset", cause=f"pydicom does not read it either ({type(error).__name__})"
-        ) from None
+    return read_dataset(
+        stream,
+        is_implicit_VR=is_implicit(transfer_syntax_uid),
+        is_little_endian=not is_big_endian(transfer_syntax_uid),
+        stop_when=_behind_the_header,
+    )
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Let nothing of pydicom's out but DatasetNotUnderstood: no warning, no other error."""
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except DatasetNotUnderstood:
+            raise
+        except Exception as error:  # noqa: BLE001 - pydicom raises nearly anything on hostile bytes
+            raise DatasetNotUnderstood(
+                "scan a dataset", cause=f"pydicom does not read it either ({type(error).__name__})"
+            ) from None
 
 
 def _raw(read: Dataset, tag: int) -> bytes:
+    """Return an element's bytes, b"" where there are none or where they end too early."""
     element = read.get_item(tag) if Tag(tag) in read else None
     value = element.value if element is not None else None
-    return value if isinstance(value, bytes) else b""
+    if not isinstance(value, bytes):
+        return b""
+    length = getattr(element, "length", len(value))
+    return value if length in (len(value), UNDEFINED) else b""
 
 
 class _Converter:
@@ -118,7 +131,7 @@ class _Converter:
         try:
             sequence = read[tag].value
             items = list(sequence[:SEQUENCE_ITEMS_MAX]) if sequence else []
-        except Exception:  # noqa: BLE001 - as in _read; the rest of the header still counts
+        except Exception:  # noqa: BLE001 - as in _quietly; the rest of the header still counts
             return ""
         return [self._item(i, character_set, depth) for i in items if isinstance(i, Dataset)]
 
@@ -146,8 +159,7 @@ def identifier(
     """
     keys: dict[int, Value] = {}
     skipped: list[int] = []
-    with _ONE_AT_A_TIME, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quietly():
         read = _read(raw, transfer_syntax_uid)
         text = _Converter(">" if is_big_endian(transfer_syntax_uid) else "<")
         character_set = text.character_set(read) or default_character_set

@@ -20,6 +20,7 @@ from appliance.dicom.elements import (
     TEXT_VRS,
     ByteOrder,
     Bytes,
+    Odd,
     Value,
 )
 from appliance.dicom.items import Form, ItemReader
@@ -81,7 +82,9 @@ def parse_identifier(
     buffer = bytes(raw)
     reader = ItemReader(buffer, vr_of, whole=True)
     try:
-        keys, _, _ = reader.item(0, len(buffer), form, default_character_set, 0)
+        keys, _, closed = reader.item(0, len(buffer), form, default_character_set, 0)
+        if closed:
+            raise Odd  # an item delimiter outside of any item
         skipped = list(reader.skipped)
     except QUIRKS:
         keys, skipped = fallback.identifier(
@@ -90,12 +93,14 @@ def parse_identifier(
     character_set = keys.pop(CHARACTER_SET, "")
     level = keys.pop(QUERY_RETRIEVE_LEVEL, "")
     keys.pop(QUERY_RETRIEVE_VIEW, "")
+    supported = {tag: value for tag, value in keys.items() if tag in BY_TAG}
+    unsupported = [tag for tag in skipped if not _is_bookkeeping(tag)]
     return Identifier(
         level.upper() if isinstance(level, str) else "",
-        keys,
+        supported,
         character_set if isinstance(character_set, str) else "",
-        list(keys),
-        [tag for tag in skipped if not _is_bookkeeping(tag)],
+        list(supported),
+        unsupported + [tag for tag in keys if tag not in BY_TAG],
     )
 
 
