@@ -13,15 +13,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from urllib3.exceptions import HTTPError
-
 from appliance.foundation.clock import Clock
 from appliance.foundation.errors import CloudUnavailable, ObjectMissing
 from appliance.remote.bucket import inspect_bucket
 from appliance.remote.multipart import MultipartUpload, part_size_bytes
 from appliance.remote.s3_body import open_body
 from appliance.remote.s3_client import S3Settings
-from appliance.remote.s3_errors import PORTAL_HINT, translate
+from appliance.remote.s3_download import Download
+from appliance.remote.s3_errors import PORTAL_HINT
 from appliance.remote.s3_requests import S3Requests, lock_parameters, stored_checksum
 from appliance.remote.store import (
     Body,
@@ -41,10 +40,6 @@ from appliance.remote.store import (
 from appliance.remote.throttle import Throttle
 
 SINGLE_PUT_BYTES_MAX = 128 * 1024 * 1024
-READ_PIECE_BYTES = 256 * 1024
-# A download slower than this is given up: a far side that drips must not hold a reader for ever.
-DOWNLOAD_BYTES_PER_S_LEAST = 4 * 1024
-DOWNLOAD_GRACE_S = 60.0
 PAGES_MAX = 1_000_000
 # What a listing tells of where it stopped, and how the next page is asked for.
 _MARKERS = {
@@ -65,7 +60,6 @@ class S3Store:
 
     def __init__(self, settings: S3Settings, throttle: Throttle, clock: Clock) -> None:
         self._throttle = throttle
-        self._clock = clock
         self._prefix = settings.prefix
         self._requests = S3Requests(settings, throttle, clock)
 
@@ -154,14 +148,7 @@ class S3Store:
         """See ObjectStore."""
         if end is not None and end <= start:
             raise ValueError(f"empty range {start}-{end}")
-        answer = self._open(key, version_id, start, end, lane)
-        size_bytes = answer["ContentLength"]
-        if end is not None and size_bytes != end - start:
-            answer["Body"].close()
-            raise _short(key, size_bytes, end - start)
-        buffer = bytearray(size_bytes)
-        self._read_into(answer["Body"], memoryview(buffer), key)
-        return bytes(buffer)
+        return self._requests.download(key, lane, version_id, (start, end), _read_all)
 
     def get_into(
         self,
@@ -173,52 +160,10 @@ class S3Store:
     ) -> None:
         """See ObjectStore."""
         view = memoryview(buffer).cast("B")
-        answer = self._open(key, version_id, start, start + len(view), lane)
-        if answer["ContentLength"] != len(view):
-            answer["Body"].close()
-            raise _short(key, answer["ContentLength"], len(view))
-        self._read_into(answer["Body"], view, key)
-
-    def _open(
-        self, key: str, version_id: str | None, start: int, end: int | None, lane: Lane
-    ) -> Any:
-        parameters = _version(version_id)
-        if start or end is not None:
-            parameters["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-        answer = self._requests.send(
-            "GetObject",
-            key,
-            lane,
-            "version" if version_id else "",
-            Key=self._requests.full_key(key),
-            **parameters,
-        )
-        if "Range" in parameters and "ContentRange" not in answer:
-            answer["Body"].close()
-            raise CloudUnavailable("GetObject", key, "the store ignored the range", PORTAL_HINT)
-        return answer
-
-    def _read_into(self, body: Any, view: memoryview, key: str) -> None:
-        deadline_s = (
-            self._clock.monotonic_s() + DOWNLOAD_GRACE_S + len(view) / DOWNLOAD_BYTES_PER_S_LEAST
-        )
-        raw = body._raw_stream  # noqa: SLF001  readinto, which StreamingBody does not pass on
-        done = 0
-        try:
-            while done < len(view):
-                count = raw.readinto(view[done : done + READ_PIECE_BYTES])
-                if not count:
-                    raise _short(key, done, len(view))
-                done += count
-                if self._clock.monotonic_s() > deadline_s:
-                    raise CloudUnavailable("GetObject", key, "the download drips", "Check the WAN")
-        except (HTTPError, OSError, ValueError) as failure:
-            body.close()
-            raise translate("GetObject", key, failure) from failure
-        except BaseException:
-            body.close()
-            raise
-        raw.release_conn()
+        if not len(view):
+            raise ValueError("empty buffer")
+        span = (start, start + len(view))
+        self._requests.download(key, lane, version_id, span, lambda found: found.read_into(view))
 
     # --- listing --------------------------------------------------------------------------
 
@@ -352,7 +297,5 @@ def _newest_first(info: VersionInfo) -> tuple[str, bool, float]:
     return info.key, not info.is_latest, -info.last_modified_at.timestamp()
 
 
-def _short(key: str, got_bytes: int, wanted_bytes: int) -> CloudUnavailable:
-    return CloudUnavailable(
-        "GetObject", key, f"{got_bytes} of {wanted_bytes} bytes came", "Check the WAN line"
-    )
+def _read_all(download: Download) -> bytes:
+    return download.read()

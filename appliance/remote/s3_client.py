@@ -63,8 +63,12 @@ def systemd_credentials_file() -> str:
     return path if path and os.path.isfile(path) else ""
 
 
-def make_client(settings: S3Settings, throttle: Throttle, timeouts: LineTimeouts) -> Any:
-    """Return a boto3 S3 client whose sockets send through `throttle`.
+def make_client(
+    settings: S3Settings, throttle: Throttle, timeouts: LineTimeouts
+) -> tuple[Any, Any]:
+    """Return a boto3 S3 client whose sockets send through `throttle`, and its credentials.
+
+    The credentials are botocore's own, which renew themselves; None where none were found.
 
     Raises CloudMisconfigured for a region that is needed and missing, CloudRefused for a
     credentials file that can't be read.
@@ -97,20 +101,9 @@ def make_client(settings: S3Settings, throttle: Throttle, timeouts: LineTimeouts
         "s3",
         endpoint_url=settings.endpoint_url or None,
         config=config,
-        **_explicit(settings.credentials),
     )
     install(client, throttle, timeouts)
-    return client
-
-
-def _explicit(credentials: Credentials | None) -> dict[str, Any]:
-    if credentials is None:
-        return {}
-    return {
-        "aws_access_key_id": credentials.access_key_id,
-        "aws_secret_access_key": credentials.secret_access_key,
-        "aws_session_token": credentials.session_token,
-    }
+    return client, session.get_credentials()
 
 
 def _session(settings: S3Settings) -> Any:
@@ -124,4 +117,10 @@ def _session(settings: S3Settings) -> Any:
                 "Check the systemd credential or the file's owner",
             )
         core.set_config_variable("credentials_file", settings.credentials_file)
+    elif settings.credentials is not None:
+        core.set_credentials(
+            settings.credentials.access_key_id,
+            settings.credentials.secret_access_key,
+            settings.credentials.session_token,
+        )
     return boto3.session.Session(botocore_session=core)

@@ -9,6 +9,7 @@ from typing import Any
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
     InvalidRegionError,
@@ -89,13 +90,17 @@ _REFUSED = {
 }
 _MISSING = {"NoSuchKey", "NoSuchVersion", "NoSuchUpload"}
 _EXISTS = {"PreconditionFailed", "BucketAlreadyExists", "BucketAlreadyOwnedByYou"}
-_CHECKSUM = {
-    "BadDigest",
-    "InvalidDigest",
-    "XAmzContentChecksumMismatch",
-    "XAmzContentSHA256Mismatch",
-    "ContentChecksumMismatch",
-}
+_REREAD = "The bytes changed on the way or on the disk; they are reread"
+_CHECKSUM = dict.fromkeys(
+    (
+        "BadDigest",
+        "InvalidDigest",
+        "XAmzContentChecksumMismatch",
+        "XAmzContentSHA256Mismatch",
+        "ContentChecksumMismatch",
+    ),
+    _REREAD,
+)
 _UNAVAILABLE = {
     "ConditionalRequestConflict": "Another request for this key was under way; it is tried again",
     "OperationAborted": "Another request for this key was under way; it is tried again",
@@ -113,7 +118,47 @@ PORTAL_HINT = (
     "Something between here and the store answered in its place, such as a captive portal or a "
     "proxy: check the WAN line and the proxy"
 )
-_BY_STATUS = {301: "PermanentRedirect", 307: "TemporaryRedirect", 308: "PermanentRedirect"}
+_BY_STATUS = {
+    301: "PermanentRedirect",
+    307: "TemporaryRedirect",
+    308: "PermanentRedirect",
+    412: "PreconditionFailed",
+}
+_OF_BUCKET = {"HeadBucket", "ListObjectVersions", "ListObjectsV2", "ListMultipartUploads"}
+_KINDS: dict[str, type[CloudError]] = {
+    **dict.fromkeys(_MISCONFIGURED, CloudMisconfigured),
+    **dict.fromkeys(_REFUSED, CloudRefused),
+    **dict.fromkeys(_MISSING, ObjectMissing),
+    **dict.fromkeys(_EXISTS, ObjectExists),
+    **dict.fromkeys(_CHECKSUM, ChecksumRejected),
+    **dict.fromkeys(_UNAVAILABLE, CloudUnavailable),
+}
+# What the line and botocore raise; the first that fits.
+_BY_TYPE: tuple[tuple[Any, type[CloudError], str], ...] = (
+    (
+        (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError),
+        CloudRefused,
+        (
+            "Give the node credentials: the environment, a profile, an instance role, or the "
+            "systemd credential azekura-s3"
+        ),
+    ),
+    ((NoRegionError, InvalidRegionError), CloudMisconfigured, "Check cloud.region"),
+    (
+        SSLError,
+        CloudUnavailable,
+        (
+            "The server's certificate does not prove its name: check the clock, the CA bundle, and "
+            "whether a proxy opens TLS"
+        ),
+    ),
+    (
+        (BotoConnectionError, HTTPClientError, IncompleteReadError),
+        CloudUnavailable,
+        "Check the WAN line, DNS and the endpoint",
+    ),
+    (BotoCoreError, CloudMisconfigured, "Check the [cloud] table"),
+)
 
 
 def answered_by_store(headers: Any) -> bool:
@@ -128,32 +173,11 @@ def translate(operation: str, key: str, failure: Exception, qualifier: str = "")
     """
     if isinstance(failure, ClientError):
         return _of_answer(operation, key, failure, qualifier)
-    if isinstance(failure, NoCredentialsError | PartialCredentialsError):
-        return CloudRefused(
-            operation,
-            key,
-            str(failure),
-            "Give the node credentials: the environment, a profile, an instance role, or the "
-            "systemd credential azekura-s3",
-        )
-    if isinstance(failure, NoRegionError | InvalidRegionError):
-        return CloudMisconfigured(operation, key, str(failure), "Check cloud.region")
-    if isinstance(failure, SSLError):
-        return CloudUnavailable(
-            operation,
-            key,
-            str(failure),
-            "The server's certificate does not prove its name: check the clock, the CA bundle, "
-            "and whether a proxy opens TLS",
-        )
     if isinstance(failure, ResponseParserError):
         return CloudUnavailable(operation, key, "the answer is not S3's", PORTAL_HINT)
-    if isinstance(failure, BotoConnectionError | HTTPClientError | IncompleteReadError):
-        return CloudUnavailable(
-            operation, key, str(failure), "Check the WAN line, DNS and the endpoint"
-        )
-    if isinstance(failure, BotoCoreError):
-        return CloudMisconfigured(operation, key, str(failure), "Check the [cloud] table")
+    for kinds, kind, hint in _BY_TYPE:
+        if isinstance(failure, kinds):
+            return kind(operation, key, str(failure), hint)
     return CloudUnavailable(operation, key, f"{type(failure).__name__}: {failure}")
 
 
@@ -166,28 +190,29 @@ def _of_answer(operation: str, key: str, failure: ClientError, qualifier: str) -
     cause = f"{status} {code}: {error.get('Message', '')}".rstrip(": ")
     if not answered_by_store(headers) and status != 0 and status < 500:
         return CloudUnavailable(operation, key, cause, PORTAL_HINT)
-    if code.isdigit():
-        code = _BY_STATUS.get(status, code)
+    if code.isdigit():  # an answer without a body, to a HEAD
+        code = _code_of_status(operation, status)
     if code == "AuthorizationHeaderMalformed" and "Region" not in error:
         code = "SignatureDoesNotMatch"
-    if status == 404 and operation in ("HeadBucket", "ListObjectVersions", "ListObjectsV2"):
-        code = "NoSuchBucket"
-        cause = f"{status} {code}"
-    if code in _EXISTS or status == 412:
-        return ObjectExists(operation, key, cause)
-    if code in _MISSING:
-        return ObjectMissing(operation, key, cause)
-    if code in _CHECKSUM:
-        return ChecksumRejected(
-            operation, key, cause, "The bytes changed on the way or on the disk; they are reread"
-        )
-    if code in _UNAVAILABLE:
-        return CloudUnavailable(operation, key, cause, _UNAVAILABLE[code])
-    if code in _MISCONFIGURED:
-        return CloudMisconfigured(operation, key, cause, _region_hint(code, headers, error))
+    kind = _KINDS.get(code)
+    if kind is None:
+        return _of_status(operation, key, status, cause, qualifier)
+    return kind(operation, key, cause, _hint(code, operation, qualifier, headers, error))
+
+
+def _code_of_status(operation: str, status: int) -> str:
+    if status == 404 and operation in _OF_BUCKET:
+        return "NoSuchBucket"
+    return _BY_STATUS.get(status, "")
+
+
+def _hint(code: str, operation: str, qualifier: str, headers: Any, error: Any) -> str:
     if code in _REFUSED:
-        return CloudRefused(operation, key, cause, _refusal(code, operation, qualifier))
-    return _of_status(operation, key, status, cause, qualifier)
+        return _refusal(code, operation, qualifier)
+    if code in _MISCONFIGURED:
+        region = headers.get("x-amz-bucket-region") or error.get("Region")
+        return _MISCONFIGURED[code] + (f" (the bucket says {region})" if region else "")
+    return _UNAVAILABLE.get(code) or _CHECKSUM.get(code, "")
 
 
 def _of_status(operation: str, key: str, status: int, cause: str, qualifier: str) -> CloudError:
@@ -207,9 +232,3 @@ def _refusal(code: str, operation: str, qualifier: str) -> str:
         operation, f"the right to {operation}"
     )
     return _REFUSED[code].format(permission=permission)
-
-
-def _region_hint(code: str, headers: Any, error: Any) -> str:
-    hint = _MISCONFIGURED[code]
-    region = headers.get("x-amz-bucket-region") or error.get("Region")
-    return f"{hint} (the bucket says {region})" if region else hint

@@ -3,9 +3,11 @@
 Owns: the boto3 client and the bucket's clock. Must not: retry, or know what a request is for.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
+from http.client import HTTPException
+from typing import Any, TypeVar
 
 from botocore import xform_name
 from botocore.exceptions import BotoCoreError, ClientError
@@ -21,12 +23,17 @@ from appliance.foundation.errors import (
 )
 from appliance.remote.s3_client import S3Settings, make_client
 from appliance.remote.s3_connection import LineTimeouts, sending_in
+from appliance.remote.s3_download import Download, Downloads
 from appliance.remote.s3_errors import PORTAL_HINT, answered_by_store, translate
 from appliance.remote.store import Checksum, Lane, Lock
 from appliance.remote.throttle import Throttle
 
+T = TypeVar("T")
+
 CLOCK_TRUSTED_S = 60.0
-_FAILURES = (ClientError, BotoCoreError, ResponseParserError, HTTPError, OSError)
+_FAILURES = (
+    ClientError, BotoCoreError, ResponseParserError, HTTPError, HTTPException, OSError,
+)  # fmt: skip
 
 
 class S3Requests:
@@ -37,7 +44,9 @@ class S3Requests:
         self.region = settings.region
         self._prefix = settings.prefix
         self._clock = clock
-        self._client = make_client(settings, throttle, LineTimeouts(throttle))
+        timeouts = LineTimeouts(throttle)
+        self._client, credentials = make_client(settings, throttle, timeouts)
+        self._downloads = Downloads(self._client, credentials, settings.bucket, timeouts, clock)
         # (the bucket's time, our monotonic time when it came): one tuple, replaced as a whole.
         self._noted: tuple[datetime, float] | None = None
 
@@ -66,6 +75,22 @@ class S3Requests:
             raise CloudUnavailable(operation, key, "the answer is not S3's", PORTAL_HINT)
         self._note_time(headers)
         return answer
+
+    def download(
+        self,
+        key: str,
+        lane: Lane,
+        version_id: str | None,
+        span: tuple[int, int | None],
+        read: Callable[[Download], T],
+    ) -> T:
+        """Return what `read` makes of bytes `[start, end)`, the span; CloudError else."""
+        try:
+            with sending_in(lane):
+                return read(self._downloads.open(self.full_key(key), key, version_id, *span))
+        except _FAILURES as failure:
+            qualifier = "version" if version_id else ""
+            raise self._error("GetObject", key, failure, qualifier) from failure
 
     def _error(self, operation: str, key: str, failure: Exception, qualifier: str) -> CloudError:
         error = translate(operation, key, failure, qualifier)
