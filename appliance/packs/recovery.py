@@ -76,11 +76,16 @@ class _Disk:
         try:
             return os.pread(self._fd, length, offset)
         except OSError:
-            end = min(offset + length, self.size)
-            return b"".join(self._page(at, end) for at in range(offset, end, PAGE_BYTES))
+            return b"".join(self._pages(offset, min(offset + length, self.size)))
 
-    def _page(self, offset: int, end: int) -> bytes:
-        length = min(PAGE_BYTES, end - offset)
+    def _pages(self, offset: int, end: int) -> Iterator[bytes]:
+        # By the kernel's own pages: a bad one must not hide what lies beside it.
+        while offset < end:
+            stop = min((offset // PAGE_BYTES + 1) * PAGE_BYTES, end)
+            yield self._page(offset, stop - offset)
+            offset = stop
+
+    def _page(self, offset: int, length: int) -> bytes:
         try:
             return os.pread(self._fd, length, offset)
         except OSError:
