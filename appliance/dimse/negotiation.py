@@ -12,6 +12,7 @@ Invariants:
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from pynetdicom import pdu_primitives as primitives
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
@@ -34,6 +35,7 @@ PDU_SEND_BYTES_MIN = 128
 """No peer asks for less; PDVs of a few bytes would take a second for each instance."""
 
 _FIXED_BYTES = 74
+_NEUTRAL_TITLES = b"CALLED".ljust(16) + b"CALLING".ljust(16)
 _TITLES = struct.Struct(">6xHxx16s16s")
 
 
@@ -111,7 +113,8 @@ def answer_request(request: bytes, offers: Mapping[str, Offer], limits: Limits) 
     """Decide on an A-ASSOCIATE-RQ PDU (whole, header included) and encode the A-ASSOCIATE-AC."""
     try:
         decoded = A_ASSOCIATE_RQ()
-        decoded.decode(request)
+        # the titles were read by `read_titles`, which takes more kinds of padding
+        decoded.decode(request[:10] + _NEUTRAL_TITLES + request[42:])
         return _answer(request, decoded, offers, limits)
     except pdu.ProtocolError:
         raise
@@ -188,15 +191,24 @@ def _decide(
         if offer and (offer.peer_may_be_scu or (offer.peer_may_be_scp and proposes_scp)):
             # one context at a time and in its own order: pynetdicom would take ours
             taken = [uid for uid in context.transfer_syntax if uid in offer.transfer_syntaxes]
-            own = build_context(context.abstract_syntax, taken or sorted(offer.transfer_syntaxes))
-            own.scu_role = offer.peer_may_be_scu
-            own.scp_role = offer.peer_may_be_scp
+            own = _own_context(str(context.abstract_syntax), tuple(taken), offer)
             supported = [own]
         decided, role_answer = negotiate_as_acceptor([context], supported, roles)
         results += decided
         for item in role_answer:
             answers[str(item.sop_class_uid)] = item
     return results, [item for item in answers.values() if item.scu_role or item.scp_role]
+
+
+@lru_cache(maxsize=1024)
+def _own_context(
+    abstract_syntax: str, transfer_syntaxes: tuple[str, ...], offer: Offer
+) -> PresentationContext:
+    """Return our side of one context; `negotiate_as_acceptor` only reads it."""
+    own = build_context(abstract_syntax, list(transfer_syntaxes) or sorted(offer.transfer_syntaxes))
+    own.scu_role = offer.peer_may_be_scu
+    own.scp_role = offer.peer_may_be_scp
+    return own
 
 
 def _answer_extended(requested: Sequence[object], offers: Mapping[str, Offer]) -> dict[str, bytes]:

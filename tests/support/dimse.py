@@ -23,9 +23,13 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 from appliance.archive.sender import Sender
 from appliance.config.model import Config, DicomTls, Peer
 from appliance.dimse.acceptor import Acceptor
+from appliance.dimse.association import Association, Terms
+from appliance.dimse.commands import Command, decode_command
+from appliance.dimse.contexts import Context
 from appliance.dimse.limits import Limits
 from appliance.dimse.service import Service
 from appliance.dimse.storage import storage_service
+from appliance.dimse.transport import Connection
 from appliance.dimse.verification import verification_service
 from appliance.foundation.errors import AzekuraError, StorageFailed
 
@@ -234,7 +238,7 @@ def write_part10(dataset: Dataset, path: str) -> None:
 
 
 def write_ct_series(directory: str, count: int, side: int = 64) -> list[str]:
-    """Write CT instances of one series with side × side pixels; return their UIDs."""
+    """Write CT instances of one series with side by side pixels; return their UIDs."""
     dataset, _ = small_ct()
     dataset.Rows = dataset.Columns = side
     dataset.PixelData = os.urandom(side * side * 2)
@@ -255,7 +259,12 @@ def dcmtk(name: str, *arguments: str, nodelay: bool = False) -> subprocess.Compl
     assert program, f"DCMTK's {name} is not installed"
     environment = {**os.environ, "TCP_NODELAY": "1" if nodelay else "0"}
     return subprocess.run(
-        [program, *arguments], capture_output=True, text=True, timeout=100, env=environment
+        [program, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=environment,
     )
 
 
@@ -294,3 +303,51 @@ def is_closed(sock: socket.socket) -> bool:
     except ConnectionError:
         pass
     return True
+
+
+# --- associations without a network
+
+
+def context(context_id=1, abstract_syntax=CT, transfer_syntax=EXPLICIT, **roles) -> Context:
+    roles = {"as_scp": True, "as_scu": False, **roles}
+    return Context(context_id, abstract_syntax, transfer_syntax, **roles)
+
+
+@contextlib.contextmanager
+def linked(
+    *contexts: Context, limits: Limits | None = None, max_pdu_send_bytes: int = 16384, caller=None
+) -> Iterator[tuple[Association, socket.socket]]:
+    """Yield an accepted association and the raw socket of its peer."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(10)
+    limits = limits or Limits()
+    terms = Terms(
+        "CALLER", AE_TITLE,
+        {one.context_id: one for one in contexts or (context(),)},
+        max_pdu_send_bytes, {}, caller or peer(),
+    )  # fmt: skip
+    association = Association(Connection(ours, limits), terms, limits, peer_address="127.0.0.1")
+    try:
+        yield association, theirs
+    finally:
+        association.close()
+        theirs.close()
+
+
+def read_message(sock: socket.socket) -> tuple[int, Command, bytes | None]:
+    """Read one message as a peer would: context id, command, dataset."""
+    parts = {1: b"", 0: b""}
+    command = None
+    while True:
+        kind, body = read_pdu(sock)
+        assert kind == 4, (kind, body)
+        while body:
+            length, context_id, control = struct.unpack_from(">IBB", body)
+            parts[control & 1] += body[6 : length + 4]
+            body = body[length + 4 :]
+            if control == 3:
+                command = decode_command(context_id, parts[1])
+                if not command.has_dataset:
+                    return context_id, command, None
+            elif control == 2:
+                return context_id, command, parts[0]
