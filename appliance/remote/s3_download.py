@@ -74,6 +74,7 @@ class Download:
         if done != self.size_bytes:
             self.close()
             raise short(self._key, done, self.size_bytes)
+        source.read()  # ends http.client's response, else the connection isn't ready for another
         raw.release_conn()
 
     def close(self) -> None:
