@@ -1,0 +1,108 @@
+"""A pack under change within one write transaction.
+
+Invariant: PENDING holds exactly the packs that no ledger names, by when they began; CACHED those
+that are named and here, by last use.
+"""
+
+from appliance.index.facts import CloudFacts
+from appliance.index.schema import Counters, StoredPack, Table
+
+_STAMP_LENGTH = 8
+
+
+def stamped(at_us: int, reference: bytes) -> bytes:
+    """Return a key that sorts by time: 8 bytes big endian, then the pack reference."""
+    return max(at_us, 0).to_bytes(_STAMP_LENGTH, "big") + reference
+
+
+def reference_of(key: bytes) -> bytes:
+    """Return the pack reference of a stamped key."""
+    return key[_STAMP_LENGTH:]
+
+
+def listed_under(reference: bytes, pack: StoredPack) -> tuple[Table, bytes] | None:
+    """Return table and key of the list that a pack belongs to, None for an evicted one."""
+    if pack.cloud is None:
+        return Table.PENDING, stamped(pack.first_received_us, reference)
+    if pack.local:
+        return Table.CACHED, stamped(pack.last_used_us, reference)
+    return None
+
+
+def counted(counters: Counters, pack: StoredPack, sign: int) -> None:
+    """Add a pack to the totals, or take it away."""
+    counters.packs += sign
+    if pack.cloud is None:
+        counters.pending_packs += sign
+        counters.pending_instances += sign * pack.member_count
+        counters.pending_bytes += sign * pack.size
+    elif pack.local:
+        counters.cached_packs += sign
+        counters.cached_bytes += sign * pack.size
+
+
+def merged_cloud(old: CloudFacts | None, new: CloudFacts) -> CloudFacts:
+    """Return what is known of the cloud copy from two facts, whichever came first.
+
+    A pack enters the ledger once; should it be named twice, the earlier entry counts. Of one
+    entry the later lock and the later proof hold.
+    """
+    if old is None or old == new:
+        return new
+
+    def entry(facts: CloudFacts) -> tuple[object, ...]:
+        return (
+            facts.node,
+            facts.sequence,
+            facts.key,
+            facts.version_id,
+            facts.size,
+            facts.checksum,
+            facts.lock_mode,
+            facts.age_header,
+            facts.file_key,
+        )
+
+    first, second = (old, new) if entry(old) <= entry(new) else (new, old)
+    if entry(first) != entry(second):
+        return first
+    return CloudFacts(
+        first.key,
+        first.version_id,
+        first.size,
+        first.checksum,
+        max(first.locked_until_us, second.locked_until_us),
+        first.age_header,
+        first.file_key,
+        first.lock_mode,
+        first.node,
+        first.sequence,
+        max(first.verified_at_us, second.verified_at_us),
+    )
+
+
+class PackState:
+    """A pack under change, with the lists it stood in before."""
+
+    __slots__ = ("counted_before", "listed_before", "pack", "reference")
+
+    def __init__(self, reference: bytes, stored: StoredPack | None) -> None:
+        self.reference = reference
+        self.pack = stored or StoredPack()
+        self.listed_before = listed_under(reference, stored) if stored else None
+        self.counted_before = Counters()
+        if stored:
+            counted(self.counted_before, stored, 1)
+
+    def received(self, at_us: int, length: int) -> None:
+        """Count a member that was not known before."""
+        pack = self.pack
+        if pack.member_count == 0:
+            pack.first_received_us = pack.last_received_us = at_us
+        elif at_us > pack.last_received_us:
+            pack.last_received_us = at_us
+        elif at_us < pack.first_received_us:
+            pack.first_received_us = at_us
+        pack.member_count += 1
+        pack.member_bytes += length
+        pack.last_used_us = max(pack.last_used_us, at_us)
