@@ -55,6 +55,10 @@ def _kana_decode(raw: bytes) -> str:
     return raw.decode("shift_jis", "replace")
 
 
+def _kana_in_g0(raw: bytes) -> str:
+    return _kana_decode(bytes(byte | 0x80 for byte in raw))
+
+
 def _kana_encode(character: str) -> bytes | None:
     return bytes((ord(character) - 0xFEC0,)) if "\uff61" <= character <= "\uff9f" else None
 
@@ -108,6 +112,7 @@ _EXTENSIONS = {
     "203": _CodeElement("IR 203", 1, 1, b"\x1b-b", *_plain("iso8859_15")),
 }
 _BY_ESCAPE = {element.escape[1:]: element for element in (_ASCII, _ROMAJI, *_EXTENSIONS.values())}
+_BY_ESCAPE[b"(I"] = _CodeElement("IR 13", 0, 1, b"\x1b(I", _kana_in_g0, _kana_encode)  # H.1-1
 _BY_ESCAPE[b"$@"] = _EXTENSIONS["87"]  # JIS C 6226-1978, sent by old Japanese modalities
 _BY_ESCAPE[b"$(B"] = _EXTENSIONS["87"]
 _STAND_ALONE = {"ISO_IR 192": "utf-8", "GB18030": "gb18030", "GBK": "gb18030"}
