@@ -101,6 +101,7 @@ _CHECKSUM = dict.fromkeys(
     ),
     _REREAD,
 )
+_SLOW_DOWN = {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
 _UNAVAILABLE = {
     "ConditionalRequestConflict": "Another request for this key was under way; it is tried again",
     "OperationAborted": "Another request for this key was under way; it is tried again",
@@ -164,6 +165,15 @@ _BY_TYPE: tuple[tuple[Any, type[CloudError], str], ...] = (
 def answered_by_store(headers: Any) -> bool:
     """Tell whether an answer bears the mark of every S3 server, its request id."""
     return "x-amz-request-id" in headers or "x-amz-id-2" in headers
+
+
+def asks_to_slow_down(failure: Exception) -> bool:
+    """Tell whether the store, and not the line, wants less."""
+    if not isinstance(failure, ClientError):
+        return False
+    status = failure.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    code = failure.response.get("Error", {}).get("Code", "")
+    return status == 429 or code in _SLOW_DOWN
 
 
 def translate(operation: str, key: str, failure: Exception, qualifier: str = "") -> CloudError:

@@ -24,7 +24,12 @@ from appliance.foundation.errors import (
 from appliance.remote.s3_client import S3Settings, make_client
 from appliance.remote.s3_connection import LineTimeouts, sending_in
 from appliance.remote.s3_download import Download, Downloads
-from appliance.remote.s3_errors import PORTAL_HINT, answered_by_store, translate
+from appliance.remote.s3_errors import (
+    PORTAL_HINT,
+    answered_by_store,
+    asks_to_slow_down,
+    translate,
+)
 from appliance.remote.store import Checksum, Lane, Lock
 from appliance.remote.throttle import Throttle
 
@@ -44,6 +49,7 @@ class S3Requests:
         self.region = settings.region
         self._prefix = settings.prefix
         self._clock = clock
+        self._throttle = throttle
         timeouts = LineTimeouts(throttle)
         self._client, credentials = make_client(settings, throttle, timeouts)
         self._downloads = Downloads(self._client, credentials, settings.bucket, timeouts, clock)
@@ -93,6 +99,8 @@ class S3Requests:
             raise self._error("GetObject", key, failure, qualifier) from failure
 
     def _error(self, operation: str, key: str, failure: Exception, qualifier: str) -> CloudError:
+        if asks_to_slow_down(failure):
+            self._throttle.slow_down()
         error = translate(operation, key, failure, qualifier)
         if isinstance(error, ObjectMissing) and operation == "HeadObject":
             # A HEAD has no body that could tell a missing key from a missing bucket.

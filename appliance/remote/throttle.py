@@ -8,6 +8,7 @@ Invariants:
   `BURST_S` of the rate or one piece.
 - A waiter in a more urgent lane is granted first; one that waited `STARVING_S` is granted one
   piece before all, so that the far side doesn't cut an upload that was begun as idle.
+- After `slow_down` the rate is half of what it was, and grows back over about a minute.
 - A change of the rate, by the timetable or by `set_timetable`, holds within `LOOK_S`, in the
   middle of a body too.
 """
@@ -30,6 +31,9 @@ PIECE_BYTES_MOST = 16 * 1024
 LOOK_S = 0.5
 STARVING_S = 5.0
 MEASURED_S = 10.0
+SLOWED_S = 60.0
+SLOWED_BYTES_PER_S_LEAST = 64 * 1024.0
+SLOW_DOWN_PAUSE_S = 2.0
 
 
 class Timetable(Protocol):
@@ -109,12 +113,14 @@ class Throttle:
         self._sent: deque[tuple[float, int]] = deque()
         self.sent_bytes = 0
         self._looked_s = clock.monotonic_s()
-        self._rate = timetable.rate_at(clock.now().astimezone(timezone))
+        self._rate = self._set_rate()
+        # A rate below the set one after `slow_down`, with the time at which it was cut.
+        self._ceiling: tuple[float, float] | None = None
         self._bucket = TokenBucket(1.0, 1.0, self._looked_s)
         self._apply(self._rate, self._looked_s)
 
     def rate_now_bytes_per_s(self) -> float | None:
-        """Return the set rate of this moment, None for no limit."""
+        """Return the rate of this moment, None for no limit."""
         with self._lock:
             self._look(self._clock.monotonic_s())
             return self._rate
@@ -136,6 +142,20 @@ class Throttle:
             self._look(now_s)
             for waiter in self._waiters:
                 waiter.event.set()
+
+    def slow_down(self) -> None:
+        """Halve the rate for a while: the far side asked for it."""
+        now_s = self._clock.monotonic_s()
+        with self._lock:
+            # The requests that were on the way together are all refused together.
+            if self._ceiling is not None and now_s - self._ceiling[1] < SLOW_DOWN_PAUSE_S:
+                return
+            self._forget(now_s)
+            measured = sum(size for _, size in self._sent) / MEASURED_S
+            rate = measured if self._rate is None else self._rate
+            self._ceiling = (max(rate / 2, SLOWED_BYTES_PER_S_LEAST), now_s)
+            self._looked_s = now_s - LOOK_S
+            self._look(now_s)
 
     def piece_bytes(self) -> int | None:
         """Return how much to ask for at once; None when nothing limits."""
@@ -211,9 +231,23 @@ class Throttle:
         if now_s - self._looked_s < LOOK_S:
             return
         self._looked_s = now_s
-        rate = self._timetable.rate_at(self._clock.now().astimezone(self._timezone))
+        rate = self._slowed(self._set_rate(), now_s)
         if rate != self._rate:
             self._apply(rate, now_s)
+
+    def _set_rate(self) -> float | None:
+        return self._timetable.rate_at(self._clock.now().astimezone(self._timezone))
+
+    def _slowed(self, rate: float | None, now_s: float) -> float | None:
+        if self._ceiling is None:
+            return rate
+        start, cut_s = self._ceiling
+        # Eightfold in a minute, in small steps.
+        ceiling = start * 8.0 ** ((now_s - cut_s) / SLOWED_S)
+        if now_s - cut_s >= SLOWED_S or (rate is not None and ceiling >= rate):
+            self._ceiling = None
+            return rate
+        return ceiling
 
     def _apply(self, rate: float | None, now_s: float) -> None:
         self._rate = rate
