@@ -166,6 +166,16 @@ class FileSystem:
         os.close(fd)
         self.rename(temporary, path)
 
+    def write_volatile(self, path: str, content: bytes) -> None:
+        """Make `path` hold exactly `content` for those who read now; a power cut may lose it."""
+        temporary = f"{path}.{os.getpid()}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+            os.replace(temporary, path)
+        except OSError as cause:
+            raise_storage_error("write", path, cause)
+
     def free_bytes(self, path: str) -> int:
         """Return how many bytes an ordinary user may still write on the file system of `path`."""
         found = os.statvfs(path)

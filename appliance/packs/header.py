@@ -59,6 +59,8 @@ class _Comment(msgspec.Struct):
     called_ae: str
     peer_address: str
     tls_subject: str
+    issuer: str
+    character_set: str
     transfer_syntax_uid: str
     length: int
     sha256: str
@@ -103,6 +105,8 @@ def encode_head(  # noqa: PLR0917 -- runs for every instance; keywords cost
         provenance.called_ae,
         provenance.peer_address,
         provenance.tls_subject,
+        provenance.issuer,
+        provenance.character_set,
         transfer_syntax_uid,
     )
     front = b'{"azekura":%d,"pack":"%b","received_at":"%b.%06dZ"%b%d,"sha256":"%b"' % (
@@ -140,7 +144,15 @@ def encode_head(  # noqa: PLR0917 -- runs for every instance; keywords cost
 
 @functools.lru_cache(maxsize=1024)
 def _comment_middle(*texts: str) -> bytes:
-    keys = ("calling_ae", "called_ae", "peer_address", "tls_subject", "transfer_syntax_uid")
+    keys = (
+        "calling_ae",
+        "called_ae",
+        "peer_address",
+        "tls_subject",
+        "issuer",
+        "character_set",
+        "transfer_syntax_uid",
+    )
     pairs = (
         b'"%b":%b' % (key.encode(), _json_text(text)) for key, text in zip(keys, texts, strict=True)
     )
@@ -285,6 +297,8 @@ def _decode(read: Read, head: bytes, offset: int, pack_id: str | None) -> Member
             called_ae=comment.called_ae,
             peer_address=comment.peer_address,
             tls_subject=comment.tls_subject,
+            issuer=comment.issuer,
+            character_set=comment.character_set,
         ),
     )
 

@@ -29,13 +29,19 @@ _matches_name = re.compile(rf"{_PART}/{_PART}(?:~[0-9a-f]{{8}})?[.]dcm").fullmat
 
 
 class Provenance(msgspec.Struct, frozen=True):
-    """Who sent an instance, to whom, and when its last byte came (microseconds since 1970 UTC)."""
+    """Who sent an instance, to whom, and when its last byte came (microseconds since 1970 UTC).
+
+    `issuer` and `character_set` are the defaults that were configured for the sender then; they
+    count where the dataset has none, and no later change of the configuration alters that.
+    """
 
     received_at_us: int
     calling_ae: str
     called_ae: str
     peer_address: str
     tls_subject: str = ""
+    issuer: str = ""
+    character_set: str = ""
 
 
 class Member(msgspec.Struct, frozen=True):

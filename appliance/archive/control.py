@@ -1,0 +1,166 @@
+"""Carrying out requests: evict, recall, reject, restore, pin. Part of the uplink.
+
+Each request is answered once; a request found again after a crash is carried out again, which
+changes nothing that was already done.
+"""
+
+import hashlib
+
+from appliance.archive.applying import apply_record
+from appliance.archive.evict import Evictor
+from appliance.archive.pins import Pins
+from appliance.archive.recall import Recaller
+from appliance.archive.records import Rejected, Restored
+from appliance.archive.requests import Answer, Request, RequestBox, failed
+from appliance.archive.studies import study_packs
+from appliance.archive.uplink import Uplink
+from appliance.foundation import log
+from appliance.foundation.clock import Clock, isoformat
+from appliance.foundation.errors import AzekuraError, NotFound, UsageError
+from appliance.index.index import Index
+
+MANUAL_CODE = "manual"
+
+_log = log.get("control")
+
+
+class Control:
+    """Answers the request box; one thread."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        index: Index,
+        requests: RequestBox,
+        uplink: Uplink,
+        evictor: Evictor,
+        recaller: Recaller,
+        pins: Pins,
+        node: str,
+    ) -> None:
+        self._clock = clock
+        self._index = index
+        self._requests = requests
+        self._uplink = uplink
+        self._evictor = evictor
+        self._recaller = recaller
+        self._pins = pins
+        self._node = node
+        self._in_ledger_queue: set[str] = set()
+
+    def run_once(self) -> int:
+        """Carry out what waits; return how many requests were answered."""
+        count = 0
+        for request_id, request in self._requests.pending():
+            if request_id in self._in_ledger_queue:
+                continue
+            try:
+                answer = self._carry_out(request_id, request)
+            except AzekuraError as error:
+                answer = failed(error)
+            if answer is not None:
+                self._answer(request_id, request.kind, answer)
+            count += 1
+        self._requests.sweep(self._clock.now().timestamp())
+        return count
+
+    def _answer(self, request_id: str, kind: str, answer: Answer) -> None:
+        self._requests.answer(request_id, answer)
+        self._in_ledger_queue.discard(request_id)
+        _log.info("request_answered", kind=kind, done=answer.done)
+
+    def _carry_out(self, request_id: str, request: Request) -> Answer | None:
+        """Return the answer; None when it comes once the ledger has the record."""
+        match request.kind:
+            case "evict":
+                return self._evict(request)
+            case "recall":
+                return self._recall(request)
+            case "pin":
+                self._pins.pin(request.study_instance_uid)
+                return Answer(done=True, sentence="the study stays cached")
+            case "unpin":
+                self._pins.unpin(request.study_instance_uid)
+                return Answer(done=True, sentence="the study may be evicted again")
+            case "reject" | "restore":
+                self._visibility(request_id, request)
+                return None
+            case "hurry":
+                return self._hurry(request)
+        raise UsageError("carry out a request", request.kind, "nothing of that kind is known")
+
+    def _evict(self, request: Request) -> Answer:
+        evicted, pending = self._evictor.evict_study(request.study_instance_uid)
+        sentence = f"{evicted} packs evicted"
+        if pending:
+            return Answer(
+                done=False,
+                sentence=f"{sentence}, {pending} kept: they are pending",
+                hint="What is pending has its only copy here; azekura drain waits for it",
+            )
+        return Answer(done=True, sentence=sentence)
+
+    def _recall(self, request: Request) -> Answer:
+        with self._index.read() as view:
+            rows = study_packs(view, request.study_instance_uid)
+        if not rows:
+            raise NotFound("recall", "the study", "no such study here", "azekura study list")
+        count = 0
+        for row in rows:
+            if row.cloud is not None and not row.local:
+                self._recaller.recall(row.pack_id, row.cloud)
+                count += 1
+        return Answer(done=True, sentence=f"{count} packs recalled")
+
+    def _visibility(self, request_id: str, request: Request) -> None:
+        """Hide or restore now, and answer when the ledger says so too."""
+        instances = self._instances(request)
+        said = isoformat(self._clock.now())
+        study = request.study_instance_uid
+        record: Rejected | Restored
+        if request.kind == "reject":
+            record = Rejected(
+                record_id=record_id(request_id),
+                study_instance_uid=study,
+                sop_instance_uids=instances,
+                code=request.reason or MANUAL_CODE,
+                by=request.by,
+                at=said,
+                note_uid=request.note_uid,
+            )
+            sentence = f"{len(instances)} instances rejected"
+        else:
+            record = Restored(
+                record_id=record_id(request_id),
+                study_instance_uid=study,
+                sop_instance_uids=instances,
+                by=request.by,
+                at=said,
+            )
+            sentence = f"{len(instances)} instances restored"
+        with self._index.write() as txn:
+            apply_record(txn, record, self._node, 0, 0)
+        self._in_ledger_queue.add(request_id)
+        answer = Answer(done=True, sentence=sentence)
+        self._uplink.record(record, lambda: self._answer(request_id, request.kind, answer))
+
+    def _instances(self, request: Request) -> list[str]:
+        if request.sop_instance_uids:
+            return list(request.sop_instance_uids)
+        with self._index.read() as view:
+            found = [each.sop_instance_uid for each in view.instances(request.study_instance_uid)]
+        if not found:
+            raise NotFound("reject", "the study", "no such study here", "azekura study list")
+        return found
+
+    def _hurry(self, request: Request) -> Answer:
+        with self._index.read() as view:
+            rows = study_packs(view, request.study_instance_uid)
+            pending = {row.pack_id for row in rows if row.cloud is None}
+        self._uplink.hurry(pending)
+        return Answer(done=True, sentence=f"{len(pending)} packs hurried")
+
+
+def record_id(request_id: str) -> str:
+    """Return the id under which a request's record is known for ever."""
+    return hashlib.sha256(request_id.encode()).hexdigest()[:32]

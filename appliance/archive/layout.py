@@ -1,0 +1,105 @@
+"""The data directory: where everything lies, and where the pack of an id is found.
+
+Owns names only. Every path below is created once, by `create`.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from appliance.foundation.files import FileSystem
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+PACK_ID_LENGTH = 26
+
+
+def new_pack_id(at_ms: int | None = None) -> str:
+    """Return 26 characters: 48 bits of milliseconds, then 80 random bits; sorts by time."""
+    moment = time.time_ns() // 1_000_000 if at_ms is None else at_ms
+    number = (moment & (2**48 - 1)) << 80 | secrets.randbits(80)
+    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def pack_created_at(pack_id: str) -> datetime:
+    """Return the time in a pack id."""
+    number = 0
+    for character in pack_id:
+        number = number << 5 | _ALPHABET.index(character)
+    return datetime.fromtimestamp((number >> 80) / 1000, UTC)
+
+
+def pack_key(pack_id: str) -> str:
+    """Return the pack's key in the bucket: a date and the id, nothing of the patient."""
+    return f"packs/{pack_created_at(pack_id):%Y/%m/%d}/{pack_id}.tar.age"
+
+
+class Layout:
+    """Paths below one data directory."""
+
+    def __init__(self, data_dir: str) -> None:
+        self.data_dir = data_dir
+        self.open_packs = os.path.join(data_dir, "packs", "open")
+        self.closed = os.path.join(data_dir, "packs", "closed")
+        self.sealed = os.path.join(data_dir, "packs", "sealed")
+        self.recalled = os.path.join(data_dir, "packs", "recalled")
+        self.set_aside = os.path.join(data_dir, "packs", "set-aside")
+        self.spool = os.path.join(data_dir, "spool")
+        self.ledger = os.path.join(data_dir, "ledger")
+        self.index = os.path.join(data_dir, "index")
+        self.state = os.path.join(data_dir, "state")
+        self.requests = os.path.join(self.state, "requests")
+        self.commitment = os.path.join(self.state, "commitment")
+        self.pins = os.path.join(self.state, "pins")
+
+    def create(self, files: FileSystem) -> None:
+        """Make every directory, durable."""
+        for path in (
+            self.open_packs, self.closed, self.sealed, self.recalled, self.set_aside, self.spool,
+            self.ledger, self.index, self.requests, self.commitment, self.pins,
+        ):  # fmt: skip
+            files.make_directory(path)
+
+    def writer_directory(self, writer: str) -> str:
+        """Return the directory that the named writer owns."""
+        return os.path.join(self.open_packs, writer)
+
+    def writers(self) -> list[str]:
+        """Return the names of all writers that ever opened a pack here."""
+        with os.scandir(self.open_packs) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+
+    def sealed_path(self, pack_id: str) -> str:
+        """Return where the sealed pack lies, if it is here."""
+        return os.path.join(self.sealed, f"{pack_id}.tar")
+
+    def closed_path(self, pack_id: str) -> str:
+        """Return where the closed pack lies, if it is."""
+        return os.path.join(self.closed, f"{pack_id}.tar")
+
+    def spool_path(self, pack_id: str) -> str:
+        """Return where the encrypted copy in flight lies."""
+        return os.path.join(self.spool, f"{pack_id}.tar.age")
+
+    def candidates(self, pack_id: str) -> Iterator[str]:
+        """Yield every path at which the pack may lie, the likeliest first.
+
+        A pack moves open → closed → sealed; whoever looks in that order twice cannot miss it.
+        """
+        name = f"{pack_id}.tar"
+        yield os.path.join(self.sealed, name)
+        yield os.path.join(self.closed, name)
+        for writer in self.writers():
+            yield os.path.join(self.open_packs, writer, name)
+        yield os.path.join(self.closed, name)
+        yield os.path.join(self.sealed, name)
+
+
+def packs_in(directory: str) -> list[str]:
+    """Return the ids of the packs in a directory, oldest first."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    return sorted(name[:-4] for name in names if name.endswith(".tar"))

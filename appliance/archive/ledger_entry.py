@@ -1,0 +1,117 @@
+"""One ledger entry as bytes: made, sealed, opened, checked. No store, no files.
+
+The form is told in `records`; the checks are what tells a forged, altered or replaced entry.
+"""
+
+import gzip
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+
+from appliance.archive.records import ENTRY_BYTES_MAX, FORMAT, Header, Record, Signature
+from appliance.foundation.errors import Damaged, UnsupportedFormat
+from appliance.seal.age import decrypt_bytes, encrypt_bytes
+from appliance.seal.identity import Identity
+from appliance.seal.signing import SigningKey, verify
+
+FIRST_PREVIOUS = "0" * 64
+SEQUENCE_DIGITS = 12
+
+
+def entry_name(sequence: int) -> str:
+    """Return the last part of an entry's key and of its local file name."""
+    return f"{sequence:0{SEQUENCE_DIGITS}d}.json.gz.age"
+
+
+def entry_key(node: str, sequence: int) -> str:
+    """Return the key of an entry in the bucket."""
+    return f"ledger/{node}/{entry_name(sequence)}"
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A decoded entry; `header_sha256` is what the next entry's `previous` must be."""
+
+    header: Header
+    header_line: bytes
+    signature: Signature
+    records: list[Record]
+
+    @property
+    def header_sha256(self) -> str:
+        """The hash by which the next entry names this one."""
+        return hashlib.sha256(self.header_line).hexdigest()
+
+
+def build_entry(
+    node: str,
+    sequence: int,
+    incarnation: str,
+    written_at: str,
+    previous: str,
+    records: Sequence[Record],
+    signing_key: SigningKey,
+) -> Entry:
+    """Return a signed entry."""
+    lines = [msgspec.json.encode(record) for record in records]
+    header = Header(
+        format=FORMAT,
+        node=node,
+        sequence=sequence,
+        incarnation=incarnation,
+        written_at=written_at,
+        previous=previous,
+        records=[hashlib.sha256(line).hexdigest() for line in lines],
+    )
+    header_line = msgspec.json.encode(header)
+    signature = Signature(key=signing_key.public_text, signature=signing_key.sign(header_line))
+    return Entry(header, header_line, signature, list(records))
+
+
+def seal_entry(entry: Entry, recipients: Sequence[str]) -> bytes:
+    """Return the object: JSON lines, gzip, age."""
+    lines = [entry.header_line, msgspec.json.encode(entry.signature)]
+    lines += [msgspec.json.encode(record) for record in entry.records]
+    return encrypt_bytes(gzip.compress(b"\n".join(lines) + b"\n", mtime=0), recipients)
+
+
+def open_entry(sealed: bytes, identities: Sequence[Identity]) -> Entry:
+    """Return the entry in an object; its record hashes are checked, its signature is not.
+
+    Raises DecryptionFailed, Damaged (a record is not what the header names), UnsupportedFormat.
+    """
+    try:
+        plain = gzip.decompress(decrypt_bytes(sealed, identities))
+    except (gzip.BadGzipFile, EOFError) as cause:
+        raise Damaged("open a ledger entry", "", str(cause)) from cause
+    if len(plain) > ENTRY_BYTES_MAX:
+        raise Damaged("open a ledger entry", "", "larger than any entry may be")
+    lines = plain.rstrip(b"\n").split(b"\n")
+    if len(lines) < 2:
+        raise Damaged("open a ledger entry", "", "no header and signature")
+    try:
+        header = msgspec.json.decode(lines[0], type=Header)
+        if header.format != FORMAT:
+            raise UnsupportedFormat("open a ledger entry", f"format {header.format}")
+        signature = msgspec.json.decode(lines[1], type=Signature)
+        hashes = [hashlib.sha256(line).hexdigest() for line in lines[2:]]
+        if hashes != header.records:
+            raise Damaged("open a ledger entry", f"sequence {header.sequence}", "record hash")
+        records = [msgspec.json.decode(line, type=Record) for line in lines[2:]]
+    except msgspec.DecodeError as cause:
+        raise Damaged("open a ledger entry", "", str(cause)) from cause
+    return Entry(header, lines[0], signature, records)
+
+
+def check_link(entry: Entry, node: str, sequence: int, previous: str, signers: set[str]) -> None:
+    """Raise Damaged unless the entry is that node's, in its place in the chain, rightly signed."""
+    subject = f"ledger of {node}, sequence {sequence}"
+    header = entry.header
+    if (header.node, header.sequence) != (node, sequence):
+        raise Damaged("check the ledger", subject, f"holds {header.node}'s {header.sequence}")
+    if header.previous != previous:
+        raise Damaged("check the ledger", subject, "does not follow from the entry before it")
+    if entry.signature.key not in signers:
+        raise Damaged("check the ledger", subject, "signed by a key that is not known")
+    if not verify(entry.signature.key, entry.header_line, entry.signature.signature):
+        raise Damaged("check the ledger", subject, "the signature is not the signer's")

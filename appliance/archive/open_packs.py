@@ -1,0 +1,137 @@
+"""The packs that one writer is appending to: one or more a study, closed when due.
+
+Invariants:
+- A pack takes members of one study; it is closed at the target size, at 4,096 instances, when its
+  study has been quiet or when it is old, and never reopened.
+- A pack that is being closed takes no further member.
+"""
+
+import os
+import threading
+from typing import NamedTuple
+
+from appliance.archive.layout import Layout, new_pack_id
+from appliance.config.model import Packs
+from appliance.foundation.clock import Clock
+from appliance.foundation.files import FileSystem
+from appliance.packs.durable import durable_path
+from appliance.packs.member import Provenance
+from appliance.packs.writer import PackWriter
+
+OPEN_PACKS_MAX = 400
+INSTANCES_PER_PACK_MAX = 4096
+
+
+class Version(NamedTuple):
+    """What tells one version of an instance from another."""
+
+    sha256: bytes
+    transfer_syntax_uid: str
+
+
+class _OpenPack:
+    """A writer and how many threads are inside it. Guarded by the lock of OpenPacks."""
+
+    def __init__(self, pack_id: str, writer: PackWriter, now_s: float) -> None:
+        self.pack_id = pack_id
+        self.writer = writer
+        self.opened_s = now_s
+        self.touched_s = now_s
+        self.bytes_claimed = 0
+        self.count = 0
+        self.users = 0
+
+
+class OpenPacks:
+    """Chooses the pack of an instance and closes packs that are due. Thread-safe."""
+
+    def __init__(
+        self, files: FileSystem, clock: Clock, layout: Layout, directory: str, limits: Packs
+    ) -> None:
+        self._files = files
+        self._clock = clock
+        self._layout = layout
+        self._directory = directory
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._by_study: dict[str, _OpenPack] = {}
+        self._closing: list[_OpenPack] = []
+
+    def append(
+        self,
+        study_instance_uid: str,
+        name: str,
+        provenance: Provenance,
+        transfer_syntax_uid: str,
+        file_meta: bytes,
+        dataset: memoryview,
+        sha256: bytes,
+    ) -> None:
+        """Append a member and return when it is durable; OutOfSpace or StorageFailed else."""
+        pack = self._enter(study_instance_uid, len(dataset))
+        try:
+            pack.writer.append(name, provenance, transfer_syntax_uid, file_meta, dataset, sha256)
+            pack.writer.sync()
+        finally:
+            with self._lock:
+                pack.users -= 1
+
+    def _enter(self, study_instance_uid: str, length: int) -> _OpenPack:
+        with self._lock:
+            now_s = self._clock.monotonic_s()
+            pack = self._by_study.get(study_instance_uid)
+            if pack is not None and (
+                pack.bytes_claimed + length > self._limits.target_size_bytes
+                or pack.count >= INSTANCES_PER_PACK_MAX
+            ):
+                self._closing.append(self._by_study.pop(study_instance_uid))
+                pack = None
+            if pack is None:
+                pack = self._open(study_instance_uid, now_s)
+            pack.bytes_claimed += length
+            pack.count += 1
+            pack.users += 1
+            pack.touched_s = now_s
+            return pack
+
+    def _open(self, study_instance_uid: str, now_s: float) -> _OpenPack:
+        if len(self._by_study) >= OPEN_PACKS_MAX:
+            idlest = min(self._by_study, key=lambda uid: self._by_study[uid].touched_s)
+            self._closing.append(self._by_study.pop(idlest))
+        pack_id = new_pack_id()
+        path = os.path.join(self._directory, f"{pack_id}.tar")
+        pack = _OpenPack(pack_id, PackWriter(self._files, path, study_instance_uid), now_s)
+        self._by_study[study_instance_uid] = pack
+        return pack
+
+    def close_due(self) -> int:
+        """Close what is full, quiet or old; return how many packs were closed."""
+        with self._lock:
+            now_s = self._clock.monotonic_s()
+            for uid, pack in list(self._by_study.items()):
+                quiet = now_s - pack.touched_s >= self._limits.quiet_s
+                old = now_s - pack.opened_s >= self._limits.max_age_s
+                if pack.users == 0 and (quiet or old):
+                    self._closing.append(self._by_study.pop(uid))
+            ready = [pack for pack in self._closing if pack.users == 0]
+            self._closing = [pack for pack in self._closing if pack.users != 0]
+        for pack in ready:
+            self._close(pack)
+        return len(ready)
+
+    def close_all(self) -> None:
+        """Close every pack; nobody appends any more."""
+        with self._lock:
+            ready = [*self._closing, *self._by_study.values()]
+            self._closing, self._by_study = [], {}
+        for pack in ready:
+            self._close(pack)
+
+    def _close(self, pack: _OpenPack) -> None:
+        path = os.path.join(self._directory, f"{pack.pack_id}.tar")
+        pack.writer.close()
+        if pack.writer.count == 0:
+            self._files.unlink(path)
+        else:
+            self._files.rename(path, self._layout.closed_path(pack.pack_id))
+        self._files.unlink(durable_path(path))

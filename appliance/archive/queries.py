@@ -1,0 +1,146 @@
+"""Answering questions: C-FIND's, and what C-MOVE and C-GET select, over the index.
+
+Owns what an answer says of the archive itself. Must not read a pack; the rules of a protocol are
+judged by its edge.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from appliance.archive.freshness import Freshness
+from appliance.archive.query import Query
+from appliance.archive.retrieval import Retrievable
+from appliance.config.model import Config
+from appliance.dicom.attributes import BY_TAG, Level
+from appliance.dicom.identifier import Identifier
+from appliance.dicom.matching import Matcher, Universal, compile_key
+from appliance.index.index import Index
+from appliance.index.view import View
+
+PATIENT_ID = 0x00100020
+STUDY_UID = 0x0020000D
+SERIES_UID = 0x0020000E
+SOP_UID = 0x00080018
+CHARACTER_SET = 0x00080005
+RETRIEVE_AE_TITLE = 0x00080054
+INSTANCE_AVAILABILITY = 0x00080056
+QUERY_LEVEL = 0x00080052
+
+ANSWERS_MAX = 100_000
+
+Value = str | list[dict[int, Any]]
+
+
+class Queries:
+    """Answers questions from the index. Shared by all associations."""
+
+    def __init__(self, config: Config, index: Index, freshness: Freshness) -> None:
+        self._config = config
+        self._index = index
+        self._freshness = freshness
+
+    def find(self, query: Query, retrieve_ae_title: str) -> Iterator[dict[int, Value]]:
+        """Yield the values of the requested keys for each match.
+
+        The edge has judged the hierarchy. No read transaction is held between two answers.
+        """
+        level = Level(query.level)
+        self._freshness.wait()
+        matchers = matchers_of(query.identifier)
+        nearline_as = self._nearline_as(query.calling_ae)
+        requested = tuple(query.identifier.keys)
+        wanted = (*requested, CHARACTER_SET, INSTANCE_AVAILABILITY)
+        for row in self._index.query(level, matchers, limit=ANSWERS_MAX, wanted=wanted):
+            answer: dict[int, Value] = {tag: row.get(tag, "") for tag in requested}
+            answer[CHARACTER_SET] = row.get(CHARACTER_SET, "")
+            answer[RETRIEVE_AE_TITLE] = retrieve_ae_title
+            availability = row.get(INSTANCE_AVAILABILITY, "ONLINE")
+            answer[INSTANCE_AVAILABILITY] = (
+                nearline_as if availability == "NEARLINE" else availability
+            )
+            answer[QUERY_LEVEL] = query.level
+            yield answer
+
+    def _nearline_as(self, calling_ae: str) -> str:
+        for peer in self._config.dicom.peers:
+            if peer.ae_title == calling_ae:
+                return peer.report_nearline_as
+        return "NEARLINE"
+
+    def select(self, query: Query) -> list[Retrievable]:
+        """Return the served instances that the unique keys name, study by study."""
+        self._freshness.wait()
+        matchers = {
+            tag: compile_key(tag, BY_TAG[tag].vr, value)
+            for tag in (PATIENT_ID, STUDY_UID, SERIES_UID, SOP_UID)
+            if (value := query.identifier.keys.get(tag))
+        }
+        studies = self._studies(matchers)
+        with self._index.read() as view:
+            return list(served_instances(view, studies, matchers))
+
+    def _studies(self, matchers: dict[int, Matcher]) -> list[str]:
+        """Return the Study UIDs in which the wanted instances can lie."""
+        study = matchers.get(STUDY_UID)
+        if study is not None and study.uids:
+            return list(study.uids)
+        if SOP_UID in matchers:
+            level = Level.INSTANCE
+        else:
+            level = Level.SERIES if SERIES_UID in matchers else Level.STUDY
+        answers = self._index.query(level, matchers, wanted=(STUDY_UID,))
+        return list(dict.fromkeys(str(answer[STUDY_UID]) for answer in answers))
+
+
+def served_instances(
+    view: View, studies: Sequence[str], matchers: Mapping[int, Matcher]
+) -> Iterator[Retrievable]:
+    """Yield the served instances of studies that match the unique keys."""
+    series, sop, patient = (matchers.get(tag) for tag in (SERIES_UID, SOP_UID, PATIENT_ID))
+    packs: dict[str, bool] = {}
+
+    def is_local(pack_id: str) -> bool:
+        if pack_id not in packs:
+            row = view.pack(pack_id)
+            packs[pack_id] = row is not None and row.local
+        return packs[pack_id]
+
+    for study in studies:
+        for instance in view.instances(study):
+            if instance.hidden:
+                continue
+            if series is not None and not series.matches(instance.series_instance_uid):
+                continue
+            if sop is not None and not sop.matches(instance.sop_instance_uid):
+                continue
+            version = instance.served
+            if patient is not None and not patient.matches(version.attributes.get(PATIENT_ID, "")):
+                continue
+            copies = version.copies
+            copy = next((each for each in copies if is_local(each.pack_id)), copies[-1])
+            yield Retrievable(
+                study_instance_uid=study,
+                series_instance_uid=instance.series_instance_uid,
+                sop_instance_uid=instance.sop_instance_uid,
+                sop_class_uid=version.sop_class_uid,
+                transfer_syntax_uid=version.transfer_syntax_uid,
+                length=version.length,
+                pack_id=copy.pack_id,
+                offset=copy.offset,
+                sha256=version.sha256,
+                online=is_local(copy.pack_id),
+                character_set=version.character_set,
+            )
+
+
+def matchers_of(identifier: Identifier) -> dict[int, Matcher]:
+    """Return the matchers of an identifier's keys, universal ones left out."""
+    found = {}
+    for tag, value in identifier.keys.items():
+        attribute = BY_TAG.get(tag)
+        if attribute is None or not value or tag in {CHARACTER_SET, QUERY_LEVEL}:
+            continue
+        matcher = compile_key(tag, attribute.vr, value)
+        if not isinstance(matcher, Universal):
+            found[tag] = matcher
+    return found

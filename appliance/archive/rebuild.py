@@ -1,0 +1,188 @@
+"""The index made anew from the ledger and the packs on this disk, while the node goes on.
+
+Invariants:
+- What becomes current holds every ledger entry of this node and every member on this disk: what came
+  meanwhile is applied under the switch's gate, when no writer is at work.
+- The old index stays in use until then, and if the rebuild fails.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import msgspec
+
+from appliance.archive.applying import apply_record
+from appliance.archive.facts import instance_facts
+from appliance.archive.layout import Layout, packs_in
+from appliance.archive.ledger_entry import FIRST_PREVIOUS, entry_key, entry_name, open_entry
+from appliance.foundation import log
+from appliance.foundation.errors import CloudError, Damaged, DatasetNotUnderstood
+from appliance.index.facts import PackFacts
+from appliance.index.index import Index
+from appliance.index.writing import WriteTransaction
+from appliance.packs.durable import durable_path, read_durable_length
+from appliance.packs.reader import PackReader
+from appliance.remote.store import ObjectStore
+from appliance.seal.identity import Identity
+
+_log = log.get("rebuild")
+
+
+class Counts(msgspec.Struct):
+    """What a rebuild read."""
+
+    entries: int = 0
+    packs: int = 0
+    instances: int = 0
+
+
+class _Rebuild:
+    """One rebuild: how far each pack and the ledger are applied already."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        node: str,
+        identities: Sequence[Identity],
+        fetch: Callable[[int], bytes | None],
+        advance: Callable[[float], None],
+    ) -> None:
+        self._fetch = fetch
+        self.counts = Counts()
+        self._layout = layout
+        self._node = node
+        self._identities = identities
+        self._advance = advance
+        self._sequence = 0
+        self._previous = FIRST_PREVIOUS
+        self._lengths: dict[str, int] = {}
+
+    def ledger(self, txn: WriteTransaction) -> None:
+        """Apply the entries of this node that are new, from the local copies."""
+        while True:
+            sequence = self._sequence + 1
+            sealed = self._entry(sequence)
+            if sealed is None:
+                return
+            entry = open_entry(sealed, self._identities)
+            if entry.header.previous != self._previous:
+                raise Damaged(
+                    "rebuild the index", f"ledger, sequence {sequence}",
+                    "it does not follow from the entry before it",
+                )  # fmt: skip
+            for position, record in enumerate(entry.records):
+                apply_record(txn, record, self._node, sequence, position)
+            txn.remember(self._node, sequence)
+            self._sequence, self._previous = sequence, entry.header_sha256
+            self.counts.entries += 1
+
+    def _entry(self, sequence: int) -> bytes | None:
+        """Return an entry from its local copy, else from the bucket; None behind the last."""
+        path = os.path.join(self._layout.ledger, self._node, entry_name(sequence))
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return self._fetch(sequence)
+
+    def packs(self, write: Callable[[], AbstractContextManager[WriteTransaction]]) -> None:
+        """Apply every pack on disk, a transaction each."""
+        for pack_id, path in self._on_disk():
+            with write() as txn:
+                self.pack(txn, pack_id, path)
+
+    def rest(self, txn: WriteTransaction) -> None:
+        """Apply what came since; no writer is at work."""
+        self.ledger(txn)
+        for pack_id, path in self._on_disk():
+            self.pack(txn, pack_id, path)
+
+    def _on_disk(self) -> Iterator[tuple[str, str]]:
+        """Yield (pack id, path), in the direction in which packs move, so that none is missed."""
+        for writer in self._layout.writers():
+            directory = self._layout.writer_directory(writer)
+            for pack_id in packs_in(directory):
+                yield pack_id, os.path.join(directory, f"{pack_id}.tar")
+        for pack_id in packs_in(self._layout.closed):
+            yield pack_id, self._layout.closed_path(pack_id)
+        for pack_id in packs_in(self._layout.sealed):
+            yield pack_id, self._layout.sealed_path(pack_id)
+
+    def pack(self, txn: WriteTransaction, pack_id: str, path: str) -> None:
+        """Apply the members of one pack that are new."""
+        done = self._lengths.get(pack_id, 0)
+        try:
+            limit = self._durable(path)
+            if limit <= done:
+                return
+            with PackReader(path) as reader:
+                end = self._members(txn, pack_id, reader, done, limit)
+        except FileNotFoundError:
+            return  # it moved on; it is met again further on
+        except Damaged as damage:
+            _log.error("pack_unreadable", pack=pack_id, cause=damage.cause)
+            return
+        self.counts.packs += 1 if done == 0 else 0
+        self._lengths[pack_id] = max(end, limit if path.startswith(self._layout.sealed) else end)
+
+    def _durable(self, path: str) -> int:
+        if os.path.dirname(path) in {self._layout.closed, self._layout.sealed}:
+            return os.path.getsize(path)
+        return read_durable_length(durable_path(path))
+
+    def _members(
+        self, txn: WriteTransaction, pack_id: str, reader: PackReader, done: int, limit: int
+    ) -> int:
+        instances = []
+        end = done
+        for member in reader.members(done, limit):
+            try:
+                with reader.dataset(member) as dataset:
+                    instances.append(instance_facts(member, dataset))
+            except DatasetNotUnderstood as error:
+                _log.error("member_not_understood", pack=pack_id, cause=error.cause)
+            end = member.member_end
+        facts = PackFacts(
+            pack_id=pack_id, node=self._node, instances=instances, local=True, size=reader.size
+        )
+        txn.apply_pack(facts, end)
+        self.counts.instances += len(instances)
+        self._advance(len(instances))
+        return end
+
+
+def rebuild(
+    layout: Layout,
+    index: Index,
+    node: str,
+    identities: Sequence[Identity],
+    store: ObjectStore,
+    advance: Callable[[float], None],
+) -> Counts:
+    """Build a new generation and switch to it; return what was read.
+
+    Ledger entries come from their local copies, and from the bucket where the disk has none; with
+    the bucket out of reach the log ends where the disk's copies do.
+    Raises Damaged when the local ledger does not hold together.
+    """
+    index.generations.prepare()
+    filling = index.new_generation()
+
+    def fetch(sequence: int) -> bytes | None:
+        try:
+            version = store.oldest_version(entry_key(node, sequence))
+            return None if version is None else store.get(version.key, version.version_id)
+        except CloudError as error:
+            _log.warning("ledger_only_from_disk", error=type(error).__name__)
+            return None
+
+    work = _Rebuild(layout, node, identities, fetch, advance)
+    try:
+        filling.transact(work.ledger)
+        work.packs(filling.write)
+    except BaseException:
+        filling.discard()
+        raise
+    index.switch(filling, work.rest)
+    return work.counts

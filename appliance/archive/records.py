@@ -1,0 +1,125 @@
+"""The records of the ledger, and the entry that carries them: format 1.
+
+An entry is JSON lines, gzip'd, then encrypted by age: the header, the signature, then one line for
+each record. The header names the sha256 of every record line; the signature is over the header line;
+the chain is the sha256 of the previous header line. Lines are kept as bytes: what is hashed and
+signed is what was written, never a re-encoding of it.
+"""
+
+from typing import Any
+
+import msgspec
+
+FORMAT = 1
+Value = str | list[dict[int, Any]]
+ENTRY_BYTES_MAX = 256 * 2**20
+
+
+class Header(msgspec.Struct, frozen=True):
+    """The first line of an entry."""
+
+    format: int
+    node: str
+    sequence: int
+    incarnation: str
+    written_at: str
+    previous: str
+    records: list[str]
+
+
+class Signature(msgspec.Struct, frozen=True):
+    """The second line: the signer's public key and its signature over the first line."""
+
+    key: str
+    signature: bytes
+
+
+class Opened(msgspec.Struct, frozen=True, tag="opened", tag_field="type"):
+    """The node started, under a fresh random incarnation."""
+
+    incarnation: str
+    software: str
+    at: str
+
+
+class Origin(msgspec.Struct, frozen=True, array_like=True):
+    """What instances that came the same way have in common."""
+
+    calling_ae: str
+    called_ae: str
+    peer_address: str
+    tls_subject: str
+    character_set: str
+    transfer_syntax_uid: str
+    sop_class_uid: str
+
+
+class Context(msgspec.Struct, frozen=True, array_like=True):
+    """What instances of one series have in common: UIDs, and attributes above instance level."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    attributes: dict[int, Value]
+
+
+class ListedInstance(msgspec.Struct, frozen=True, array_like=True):
+    """One instance; `origin` and `context` are positions in the record's lists."""
+
+    sop_instance_uid: str
+    origin: int
+    context: int
+    offset: int
+    length: int
+    sha256: bytes
+    received_at_us: int
+    attributes: dict[int, Value]
+
+
+class PackRecord(msgspec.Struct, frozen=True, tag="pack", tag_field="type"):
+    """A pack is in the bucket, read back.
+
+    Sizes in bytes; `checksum` as kind:value, the value as the bucket writes it; `offset` of an instance counts in the plain tar; `age_header` includes the
+    16-byte payload nonce; `file_key` opens the object with no identity.
+    """
+
+    pack_id: str
+    key: str
+    version_id: str
+    size_bytes: int
+    plain_size_bytes: int
+    checksum: str
+    lock_mode: str
+    locked_until_us: int
+    age_header: bytes
+    file_key: bytes
+    headers_offset: int
+    headers_length: int
+    verified_at_us: int
+    origins: list[Origin]
+    contexts: list[Context]
+    instances: list[ListedInstance]
+
+
+class Rejected(msgspec.Struct, frozen=True, tag="rejected", tag_field="type"):
+    """Instances are no longer served; `note_uid` is the key object that says so, if one does."""
+
+    record_id: str
+    study_instance_uid: str
+    sop_instance_uids: list[str]
+    code: str
+    by: str
+    at: str
+    note_uid: str = ""
+
+
+class Restored(msgspec.Struct, frozen=True, tag="restored", tag_field="type"):
+    """The `rejected` record of that id no longer holds."""
+
+    record_id: str
+    study_instance_uid: str
+    sop_instance_uids: list[str]
+    by: str
+    at: str
+
+
+Record = Opened | PackRecord | Rejected | Restored

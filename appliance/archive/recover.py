@@ -1,0 +1,195 @@
+"""Getting files back from bucket and key alone: no configuration, no index, no disk of the dead site.
+
+Reads only. What the ledger of any node names is recovered first; packs that no readable entry names
+are taken from the listing, so that a damaged ledger loses no image.
+"""
+
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from appliance.archive.ledger_entry import open_entry
+from appliance.archive.records import PackRecord
+from appliance.foundation import log
+from appliance.foundation.errors import AzekuraError, CloudError, Damaged, StorageFailed
+from appliance.packs.member import HEADERS_NAME
+from appliance.remote.store import ObjectStore, VersionInfo
+from appliance.seal.age import decrypt_file
+from appliance.seal.identity import Identity
+
+READ_BYTES = 8 * 2**20
+
+_log = log.get("recover")
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A pack in the bucket: its version, and the studies and hashes that the ledger tells of it."""
+
+    key: str
+    version_id: str
+    size_bytes: int
+    studies: frozenset[str] = frozenset()
+    sha256_by_instance: dict[str, list[bytes]] = {}
+
+
+class Outcome(msgspec.Struct):
+    """What a recovery brought: counts, and a line for everything that is wrong."""
+
+    packs: int = 0
+    instances: int = 0
+    bytes: int = 0
+    findings: list[str] = []
+
+
+class ObjectReader(io.RawIOBase):
+    """A version in the bucket as a seekable file, read in ranges of 8 MiB."""
+
+    def __init__(self, store: ObjectStore, key: str, version_id: str, size_bytes: int) -> None:
+        super().__init__()
+        self._store = store
+        self._key = key
+        self._version_id = version_id
+        self._size_bytes = size_bytes
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Return that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return that it can be sought in."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a position, counted as lseek(2) does."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size_bytes}[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill a buffer from the bucket; CloudError when it can't."""
+        end = min(self._position + len(buffer), self._size_bytes)
+        if end <= self._position:
+            return 0
+        part = self._store.get(self._key, self._version_id, self._position, end)
+        buffer[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+
+def find_packs(
+    store: ObjectStore, identities: Sequence[Identity], outcome: Outcome
+) -> Iterator[Found]:
+    """Yield every pack in the bucket once, those that a ledger names with what it says."""
+    named: set[str] = set()
+    for version in oldest_versions(store, "ledger/"):
+        try:
+            entry = open_entry(store.get(version.key, version.version_id), identities)
+        except (CloudError, StorageFailed):
+            raise
+        except AzekuraError as error:
+            outcome.findings.append(f"{version.key}: {error}")
+            continue
+        for record in entry.records:
+            if isinstance(record, PackRecord):
+                named.add(record.key)
+                yield _found(record)
+    for version in oldest_versions(store, "packs/"):
+        if version.key not in named:
+            yield Found(version.key, version.version_id, version.size_bytes)
+
+
+def oldest_versions(store: ObjectStore, prefix: str) -> Iterator[VersionInfo]:
+    """Yield the oldest version of every key, delete markers apart, by key."""
+    last = None
+    for version in store.versions(prefix):
+        if version.is_delete_marker:
+            continue
+        if last is not None and last.key != version.key:
+            yield last
+        last = version
+    if last is not None:
+        yield last
+
+
+def _found(record: PackRecord) -> Found:
+    hashes: dict[str, list[bytes]] = {}
+    for instance in record.instances:
+        hashes.setdefault(instance.sop_instance_uid, []).append(instance.sha256)
+    return Found(
+        key=record.key,
+        version_id=record.version_id,
+        size_bytes=record.size_bytes,
+        studies=frozenset(each.study_instance_uid for each in record.contexts),
+        sha256_by_instance=hashes,
+    )
+
+
+class _Pieces(io.RawIOBase):
+    """The decrypted pieces of a pack as a stream that tarfile reads."""
+
+    def __init__(self, pieces: Iterator[bytearray]) -> None:
+        super().__init__()
+        self._pieces = pieces
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._left:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._left = memoryview(piece)
+        count = min(len(buffer), len(self._left))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
+
+
+def recover_pack(
+    store: ObjectStore,
+    identities: Sequence[Identity],
+    found: Found,
+    target: str,
+    outcome: Outcome,
+    advance: Callable[[float], None],
+) -> None:
+    """Write the instances of one pack below `target`; what is wrong becomes a finding."""
+    reader = io.BufferedReader(
+        ObjectReader(store, found.key, found.version_id, found.size_bytes), READ_BYTES
+    )
+    pieces = decrypt_file(reader, identities)
+    hashes = {each for many in found.sha256_by_instance.values() for each in many}
+    try:
+        with tarfile.open(fileobj=io.BufferedReader(_Pieces(pieces)), mode="r|") as tar:
+            for member in tar:
+                if member.name == HEADERS_NAME or not member.isreg():
+                    continue
+                tar.extract(member, target, filter="data")
+                path = os.path.join(target, member.name)
+                digest = dataset_sha256(path)
+                if hashes and digest not in hashes:
+                    outcome.findings.append(f"{path}: not what the ledger names")
+                outcome.instances += 1
+                outcome.bytes += member.size
+        outcome.packs += 1
+    except (tarfile.TarError, Damaged) as error:
+        outcome.findings.append(f"{found.key}: {error}")
+    advance(found.size_bytes)
+
+
+def dataset_sha256(path: str) -> bytes:
+    """Return the sha256 of the dataset in a Part 10 file: all that follows the file meta group."""
+    with open(path, "rb") as file:
+        prefix = file.read(144)
+        # (0002,0000) UL comes first: its value counts the bytes of the group behind it (PS3.10 7.1).
+        if prefix[128:132] != b"DICM":
+            raise Damaged("recover", path, "not a Part 10 file")
+        file.seek(144 + int.from_bytes(prefix[140:144], "little"))
+        return hashlib.file_digest(file, "sha256").digest()

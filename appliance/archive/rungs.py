@@ -1,0 +1,41 @@
+"""Which rung an instance has reached: what storage commitment may promise of it.
+
+`local`: its bytes are synced here, or verified in the bucket. `cloud`: verified. `locked`: verified,
+with a retain-until date that was read back. An instance of which several versions were received
+counts by the newest.
+"""
+
+from collections.abc import Sequence
+
+from appliance.archive.commitment import Reached
+from appliance.index.records import StoredInstance
+from appliance.index.view import View
+
+
+def reached(view: View, sop_instance_uids: Sequence[str]) -> dict[str, Reached]:
+    """Return the rung of each instance that is known, by SOP Instance UID."""
+    found = {}
+    for sop_instance_uid in sop_instance_uids:
+        for place in view.find_sop(sop_instance_uid):
+            instance = view.instance(place.study_instance_uid, sop_instance_uid)
+            if instance is not None:
+                found[sop_instance_uid] = _reached(view, instance)
+    return found
+
+
+def _reached(view: View, instance: StoredInstance) -> Reached:
+    version = instance.versions[-1]
+    local = cloud = locked = False
+    for copy in version.copies:
+        pack = view.pack(copy.pack_id)
+        if pack is not None:
+            local = local or pack.local
+            cloud = cloud or pack.cloud is not None
+            locked = locked or (pack.cloud is not None and pack.cloud.locked_until_us > 0)
+    return Reached(
+        sop_class_uid=version.sop_class_uid,
+        local=local or cloud,
+        cloud=cloud,
+        locked=locked,
+        hidden=instance.hidden,
+    )

@@ -1,0 +1,112 @@
+"""What the node is doing, in figures: for `azekura status`, and for whoever watches.
+
+The uplink leaves what only it knows in `state/uplink-status.json`; the rest comes from the index
+and the disk. Reading never disturbs a daemon.
+"""
+
+import os
+from typing import Any
+
+import msgspec
+
+from appliance.archive.layout import Layout
+from appliance.config.model import Config
+from appliance.foundation.clock import Clock, to_microseconds
+from appliance.foundation.files import FileSystem
+from appliance.index.index import Index
+
+STALE_S = 10.0
+RATE_LEAST_BYTES_PER_S = 1.0
+
+
+class UplinkStatus(msgspec.Struct):
+    """What the uplink says of itself, about once a second."""
+
+    at_s: float
+    pid: int
+    link: str
+    ledger_sequence: int
+    upload_rate_bytes_per_s: float
+    throttle_bytes_per_s: float | None
+    problems: list[dict[str, str]]
+
+
+def _path(layout: Layout) -> str:
+    return os.path.join(layout.state, "uplink-status.json")
+
+
+def write_uplink_status(files: FileSystem, layout: Layout, status: UplinkStatus) -> None:
+    """Replace the file; not flushed, because nobody needs it after a power cut."""
+    files.write_volatile(_path(layout), msgspec.json.encode(status))
+
+
+def read_uplink_status(layout: Layout) -> UplinkStatus | None:
+    """Return what the uplink last said, None when it never did."""
+    try:
+        with open(_path(layout), "rb") as file:
+            return msgspec.json.decode(file.read(), type=UplinkStatus)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def node_status(config: Config, layout: Layout, index: Index, clock: Clock) -> dict[str, Any]:
+    """Return the document of `status --json`: sizes in bytes, times in seconds, null for unknown."""
+    with index.read() as view:
+        counts = view.counts()
+    now = clock.now()
+    uplink = read_uplink_status(layout)
+    alive = uplink is not None and now.timestamp() - uplink.at_s < STALE_S
+    problems = list(uplink.problems) if uplink is not None and alive else []
+    if not alive:
+        problems.append(
+            {
+                "condition": "uplink",
+                "sentence": "the uplink does not run, or does not answer",
+                "hint": "Start azekura uplink; until then nothing reaches the cloud",
+            }
+        )
+    rate = uplink.upload_rate_bytes_per_s if uplink is not None and alive else 0.0
+    oldest_us = counts.oldest_pending_us
+    return {
+        "node": config.node.name,
+        "role": config.node.role,
+        "link": uplink.link if uplink is not None and alive else "unknown",
+        "studies": counts.studies,
+        "instances": counts.instances,
+        "pending_instances": counts.pending_instances,
+        "pending_bytes": counts.pending_bytes,
+        "oldest_pending_age_s": (
+            round((to_microseconds(now) - oldest_us) / 1e6, 1) if oldest_us else None
+        ),
+        "cached_bytes": counts.cached_bytes,
+        "capacity_bytes": config.cache.capacity_bytes,
+        "time_to_full_s": _time_to_full_s(config, counts.pending_bytes, oldest_us, now, rate),
+        "time_to_drain_s": (
+            0.0
+            if not counts.pending_bytes
+            else round(counts.pending_bytes / rate, 1)
+            if rate >= RATE_LEAST_BYTES_PER_S
+            else None
+        ),
+        "ledger_sequence": uplink.ledger_sequence if uplink is not None else 0,
+        "upload_rate_bytes_per_s": round(rate, 1),
+        "throttle_bytes_per_s": uplink.throttle_bytes_per_s if uplink is not None else None,
+        "problems": problems,
+    }
+
+
+def _time_to_full_s(
+    config: Config, pending_bytes: int, oldest_us: int, now: Any, rate_bytes_per_s: float
+) -> float | None:
+    """Return when pending packs alone fill the cache at the present pace; None when never.
+
+    Verified packs are evicted before, so only what is pending counts.
+    """
+    if not oldest_us or not pending_bytes:
+        return None
+    age_s = max(1.0, (to_microseconds(now) - oldest_us) / 1e6)
+    growth = pending_bytes / age_s - rate_bytes_per_s
+    if growth <= 0:
+        return None
+    left = max(0, config.cache.capacity_bytes - pending_bytes)
+    return round(left / growth, 1)

@@ -1,0 +1,393 @@
+"""The way to the cloud: seal, upload, ledger, verified. What runs in `azekura uplink`.
+
+Owns `packs/closed` → `packs/sealed`, the spool, and this node's ledger. One process at a time, under
+`state/uplink.lock`.
+
+Invariants:
+- A pack becomes verified in the index only after the ledger entry that names it is in the bucket.
+- A pack whose record is queued stays pending until then; a crash in between finds the bucket's copy
+  by its spool note and goes on from there.
+- While ForeignWriter or a misconfigured bucket stands, nothing more is uploaded; receiving goes on.
+Threads: `upload_workers` take packs to the bucket, one thread writes the ledger; `_lock` guards the
+two queues and the set of packs in work.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from appliance.archive.applying import apply_record
+from appliance.archive.layout import Layout, pack_created_at, packs_in
+from appliance.archive.ledger import Ledger
+from appliance.archive.records import Opened, PackRecord, Record, Rejected, Restored
+from appliance.archive.upload import PackUpload
+from appliance.foundation import log
+from appliance.foundation.clock import Clock, isoformat
+from appliance.foundation.errors import (
+    AzekuraError,
+    CloudError,
+    CloudUnavailable,
+    Damaged,
+    ForeignWriter,
+    NotFound,
+    StorageFailed,
+)
+from appliance.foundation.files import FileSystem
+from appliance.index.index import Index
+from appliance.packs.sealing import seal
+from appliance.remote.link import Backoff
+from appliance.remote.store import Lane
+
+UPLOAD_WORKERS = 3
+SCAN_S = 0.5
+LEDGER_BATCH_S = 2.0
+LEDGER_BATCH_BYTES = 4 * 2**20
+RECORD_BYTES_PER_INSTANCE = 400
+NEW_FOR_S = 3600.0
+MISCONFIGURED_RETRY_S = 60.0
+
+_log = log.get("uplink")
+
+
+class Problem:
+    """What stands in the way, named; shown by status until it is gone."""
+
+    def __init__(self, condition: str, sentence: str, hint: str) -> None:
+        self.condition = condition
+        self.sentence = sentence
+        self.hint = hint
+
+
+class Queued(NamedTuple):
+    """A record on its way into the ledger, and whom to tell when it is there."""
+
+    record: Record
+    on_written: Callable[[], None] | None
+
+
+class Uplink:
+    """Moves every closed pack to verified, and writes this node's ledger."""
+
+    def __init__(
+        self,
+        files: FileSystem,
+        clock: Clock,
+        layout: Layout,
+        index: Index,
+        ledger: Ledger,
+        upload: PackUpload,
+        software: str,
+        on_fatal: Callable[[StorageFailed], None],
+    ) -> None:
+        self._files = files
+        self._clock = clock
+        self._layout = layout
+        self._index = index
+        self._ledger = ledger
+        self._upload = upload
+        self._software = software
+        self._on_fatal = on_fatal
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._waiting: dict[str, tuple[int, str]] = {}
+        self._in_work: set[str] = set()
+        self._urgent: set[str] = set()
+        self._settled: set[str] = set()
+        self._records: list[Queued] = []
+        self._records_since_s = 0.0
+        self._problems: dict[str, Problem] = {}
+        self._ledger_ready = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    # --- life
+
+    def start(self) -> None:
+        """Start the threads; returns at once, also while the cloud is out of reach."""
+        self._threads = [
+            threading.Thread(target=self._guard(self._run_ledger), name="ledger"),
+            threading.Thread(target=self._guard(self._run_scan), name="sealer"),
+            *(
+                threading.Thread(target=self._guard(self._run_worker), name=f"upload-{number}")
+                for number in range(UPLOAD_WORKERS)
+            ),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop after what is in flight; what is queued is found again at the next start."""
+        self._stop.set()
+        self._ledger_ready.set()
+        with self._work:
+            self._work.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def problems(self) -> list[Problem]:
+        """Return what stands in the way now."""
+        with self._lock:
+            return list(self._problems.values())
+
+    @property
+    def sequence(self) -> int:
+        """The last ledger sequence that the bucket has."""
+        return self._ledger.sequence
+
+    def hurry(self, pack_ids: set[str]) -> None:
+        """Put packs into the urgent lane: somebody waits for them to be verified."""
+        with self._work:
+            self._urgent |= pack_ids
+            for pack_id in pack_ids & self._waiting.keys():
+                self._waiting[pack_id] = (Lane.URGENT, pack_id)
+
+    def record(self, record: Rejected | Restored, on_written: Callable[[], None]) -> None:
+        """Queue a record for the next ledger entry; `on_written` is called once it is there."""
+        self._queue(Queued(record, on_written))
+
+    def _guard(self, body: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                body()
+            except StorageFailed as failure:
+                _log.critical("storage_failed", operation=failure.operation, cause=failure.cause)
+                self._stop.set()
+                self._on_fatal(failure)
+
+        return run
+
+    # --- sealing and choosing
+
+    def _run_scan(self) -> None:
+        self._ledger_ready.wait()
+        while not self._stop.is_set():
+            self._seal_closed()
+            self._find_pending()
+            self._clock.wait(self._stop, SCAN_S)
+
+    def _seal_closed(self) -> None:
+        for pack_id in packs_in(self._layout.closed):
+            if self._stop.is_set():
+                return
+            path = self._layout.closed_path(pack_id)
+            try:
+                seal(self._files, path)
+                self._files.rename(path, self._layout.sealed_path(pack_id))
+            except FileNotFoundError:
+                continue
+            except Damaged as damage:
+                # It stays where it is: nobody else has it.
+                self._report(f"pack:{pack_id}", damage)
+
+    def _find_pending(self) -> None:
+        unsettled = [each for each in packs_in(self._layout.sealed) if each not in self._settled]
+        pending = []
+        with self._index.read() as view:
+            for pack_id in unsettled:
+                row = view.pack(pack_id)
+                if row is not None and row.cloud is not None:
+                    self._settled.add(pack_id)
+                else:
+                    pending.append(pack_id)
+        now = self._clock.now()
+        with self._work:
+            for pack_id in pending:
+                if pack_id in self._in_work or pack_id in self._waiting:
+                    continue
+                age_s = (now - pack_created_at(pack_id)).total_seconds()
+                lane = Lane.NEW if age_s < NEW_FOR_S else Lane.BACKFILL
+                self._waiting[pack_id] = (
+                    Lane.URGENT if pack_id in self._urgent else lane, pack_id,
+                )  # fmt: skip
+            self._work.notify_all()
+
+    # --- uploading
+
+    def _run_worker(self) -> None:
+        backoff = Backoff()
+        self._ledger_ready.wait()
+        while True:
+            taken = self._take()
+            if taken is None:
+                return
+            lane, pack_id = taken
+            try:
+                record = self._upload.upload(
+                    pack_id, seal(self._files, self._layout.sealed_path(pack_id)), Lane(lane)
+                )
+            except (CloudUnavailable, NotFound) as error:
+                self._give_back(pack_id, keep=False)
+                self._report("cloud", error)
+                self._clock.wait(self._stop, backoff.next_s())
+            except CloudError as error:
+                self._give_back(pack_id, keep=False)
+                self._report("cloud", error)
+                self._clock.wait(self._stop, MISCONFIGURED_RETRY_S)
+            except StorageFailed:
+                raise
+            except (AzekuraError, FileNotFoundError) as error:
+                self._give_back(pack_id, keep=True)
+                if isinstance(error, AzekuraError):
+                    self._report(f"pack:{pack_id}", error)
+            else:
+                backoff.reset()
+                self._clear("cloud")
+                self._queue(Queued(record, None))
+
+    def _take(self) -> tuple[int, str] | None:
+        with self._work:
+            while not self._stop.is_set():
+                if self._waiting and "ledger" not in self._problems:
+                    pack_id = min(self._waiting, key=lambda each: self._waiting[each])
+                    lane, _ = self._waiting.pop(pack_id)
+                    self._in_work.add(pack_id)
+                    return lane, pack_id
+                self._work.wait(1.0)
+        return None
+
+    def _give_back(self, pack_id: str, *, keep: bool) -> None:
+        """Let a pack be found again by the next scan, unless it must be looked at first."""
+        with self._lock:
+            if not keep:
+                self._in_work.discard(pack_id)
+
+    # --- the ledger
+
+    def _queue(self, queued: Queued) -> None:
+        with self._work:
+            if not self._records:
+                self._records_since_s = self._clock.monotonic_s()
+            self._records.append(queued)
+            self._work.notify_all()
+
+    def _run_ledger(self) -> None:
+        self._until_it_works(self._open_ledger)
+        while True:
+            batch = self._next_batch()
+            if not batch:
+                return
+            if not self._write_batch(batch):
+                return
+
+    def _open_ledger(self) -> None:
+        self._ledger.start()
+        self._apply_missing()
+        self._ledger.append(
+            [
+                Opened(
+                    incarnation=self._ledger.incarnation,
+                    software=self._software,
+                    at=isoformat(self._clock.now()),
+                )
+            ]
+        )
+        self._apply(self._ledger.sequence, [])
+        self._sweep_spool()
+        self._ledger_ready.set()
+
+    def _sweep_spool(self) -> None:
+        """Remove spool copies of packs that were verified just before the last end."""
+        for name in os.listdir(self._layout.spool):
+            pack_id = name.partition(".")[0]
+            with self._index.read() as view:
+                row = view.pack(pack_id)
+            verified = row is not None and row.cloud is not None
+            if verified or not name.endswith((".tar.age", ".json")):
+                self._files.unlink(os.path.join(self._layout.spool, name))
+
+    def _apply_missing(self) -> None:
+        """Teach the index what the ledger says and it does not know."""
+        with self._index.read() as view:
+            known = view.progress(self._ledger.node)
+        for entry in self._ledger.entries(max(known, 0) + 1):
+            self._apply(entry.header.sequence, entry.records)
+
+    def _next_batch(self) -> list[Queued]:
+        """Return the records of the next entry; empty when it is time to stop."""
+        with self._work:
+            while True:
+                if self._records:
+                    age_s = self._clock.monotonic_s() - self._records_since_s
+                    idle = not self._waiting and len(self._in_work) <= len(self._records)
+                    full = (
+                        sum(record_bytes(each.record) for each in self._records)
+                        >= LEDGER_BATCH_BYTES
+                    )
+                    if age_s >= LEDGER_BATCH_S or full or idle or self._stop.is_set():
+                        batch, self._records = self._records, []
+                        return batch
+                elif self._stop.is_set():
+                    return []
+                self._work.wait(0.05 if self._records else 0.5)
+
+    def _write_batch(self, batch: list[Queued]) -> bool:
+        """Bring one entry into the bucket and the index; False when stopped before."""
+        written = False
+        records = [queued.record for queued in batch]
+
+        def attempt() -> None:
+            nonlocal written
+            if written:
+                self._ledger.resume()
+            else:
+                written = True
+                self._ledger.append(records)
+
+        if not self._until_it_works(attempt):
+            return False
+        self._apply(self._ledger.sequence, records)
+        for queued in batch:
+            if queued.on_written is not None:
+                queued.on_written()
+            if isinstance(queued.record, PackRecord):
+                pack_id = queued.record.pack_id
+                self._upload.forget(pack_id)
+                with self._lock:
+                    self._in_work.discard(pack_id)
+                    self._urgent.discard(pack_id)
+        return True
+
+    def _until_it_works(self, attempt: Callable[[], None]) -> bool:
+        """Call until no CloudError comes; False when stopped before."""
+        backoff = Backoff()
+        while not self._stop.is_set():
+            try:
+                attempt()
+            except ForeignWriter as error:
+                self._report("ledger", error)
+                self._clock.wait(self._stop, MISCONFIGURED_RETRY_S)
+            except CloudError as error:
+                self._report("cloud", error)
+                self._clock.wait(self._stop, backoff.next_s())
+            else:
+                self._clear("ledger")
+                return True
+        return False
+
+    def _apply(self, sequence: int, records: list[Record]) -> None:
+        with self._index.write() as txn:
+            for position, record in enumerate(records):
+                apply_record(txn, record, self._ledger.node, sequence, position)
+            txn.remember(self._ledger.node, sequence)
+
+    # --- problems
+
+    def _report(self, condition: str, error: AzekuraError) -> None:
+        with self._lock:
+            known = condition in self._problems
+            self._problems[condition] = Problem(condition, str(error), error.hint)
+        if not known:
+            _log.warning("problem", condition=condition, error=type(error).__name__)
+
+    def _clear(self, condition: str) -> None:
+        with self._lock:
+            if self._problems.pop(condition, None) is not None:
+                _log.info("problem_over", condition=condition)
+
+
+def record_bytes(record: Record) -> int:
+    """Return about how large a record is in an entry, before compression."""
+    if isinstance(record, PackRecord):
+        return 1000 + RECORD_BYTES_PER_INSTANCE * len(record.instances)
+    return 500

@@ -1,0 +1,312 @@
+"""One pack on its way: sealed on disk → encrypted in the spool → in the bucket → read back.
+
+Owns `spool/`. Ends with the `pack` record that the ledger needs; writing the ledger is not done here.
+
+Invariants:
+- The spool file and its note are durable before the first PUT and stay until the pack is verified:
+  encrypting again would give other bytes, and the bucket's copy could not be told from a stranger's.
+- A key that is taken is settled by its oldest version: our bytes → done; other bytes that decrypt to
+  our pack → adopted; anything else → an alarm, and nothing is overwritten.
+- Every member's sha256 is checked before the pack is encrypted: the bucket never gets a damaged pack.
+"""
+
+import hashlib
+import os
+import zlib
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from appliance.archive.facts import instance_facts, list_instances
+from appliance.archive.layout import Layout, pack_key
+from appliance.archive.records import PackRecord
+from appliance.archive.retention import Retention
+from appliance.foundation import log
+from appliance.foundation.clock import Clock, to_microseconds
+from appliance.foundation.errors import (
+    CloudMisconfigured,
+    Damaged,
+    DecryptionFailed,
+    ObjectExists,
+)
+from appliance.foundation.files import FileSystem
+from appliance.index.facts import InstanceFacts
+from appliance.packs.reader import PackReader
+from appliance.packs.sealing import SealedInfo
+from appliance.remote.store import (
+    Checksum,
+    FileBody,
+    Lane,
+    Lock,
+    LockMode,
+    ObjectInfo,
+    ObjectStore,
+    UploadProgress,
+)
+from appliance.seal.age import (
+    HEAD_READ_BYTES,
+    decrypt_file,
+    encrypt_file,
+    head_length,
+    unwrap_file_key,
+)
+from appliance.seal.age_header import NONCE_BYTES
+from appliance.seal.identity import Identity
+
+_BLOCK_BYTES = 1024 * 1024
+
+_log = log.get("upload")
+
+
+class SpoolNote(msgspec.Struct):
+    """What lies beside a spool file: its checksum, and how far its upload has come."""
+
+    sha256: bytes
+    crc32: int
+    size_bytes: int
+    plain_size_bytes: int
+    age_header: bytes
+    file_key: bytes
+    lock_mode: LockMode | None = None
+    locked_until: datetime | None = None
+    progress: UploadProgress | None = None
+
+    @property
+    def lock(self) -> Lock | None:
+        """The lock that the object is to have."""
+        if self.lock_mode is None or self.locked_until is None:
+            return None
+        return Lock(self.lock_mode, self.locked_until)
+
+    def matches(self, info: ObjectInfo) -> bool:
+        """Tell whether the bucket stores these bytes, by size and a checksum over all of them."""
+        expected = (Checksum.of_sha256(self.sha256), Checksum.of_crc32(self.crc32))
+        return info.size_bytes == self.size_bytes and info.checksum in expected
+
+
+class PackUpload:
+    """Takes packs to the bucket. Thread-safe for different packs."""
+
+    def __init__(
+        self,
+        files: FileSystem,
+        clock: Clock,
+        store: ObjectStore,
+        layout: Layout,
+        recipients: Sequence[str],
+        identities: Sequence[Identity],
+        retention: Retention,
+    ) -> None:
+        self._files = files
+        self._clock = clock
+        self._store = store
+        self._layout = layout
+        self._recipients = recipients
+        self._identities = identities
+        self._retention = retention
+
+    def upload(self, pack_id: str, sealed: SealedInfo, lane: Lane) -> PackRecord:
+        """Return the record of a pack that the bucket has and that was read back.
+
+        Raises CloudError (try again later), Damaged (a member is not what was received),
+        OutOfSpace (no room in the spool), StorageFailed.
+        """
+        facts = self._check_members(pack_id)
+        note = self._spool(pack_id)
+        version_id = self._put(pack_id, note, lane)
+        return self._read_back(pack_id, note, version_id, sealed, facts)
+
+    def forget(self, pack_id: str) -> None:
+        """Remove the spool copy of a verified pack."""
+        self._files.unlink(self._layout.spool_path(pack_id))
+        self._files.unlink(self._note_path(pack_id))
+
+    def _note_path(self, pack_id: str) -> str:
+        return os.path.join(self._layout.spool, f"{pack_id}.json")
+
+    def _check_members(self, pack_id: str) -> list[InstanceFacts]:
+        facts = []
+        with PackReader(self._layout.sealed_path(pack_id)) as reader:
+            for member in reader.members():
+                with reader.dataset(member) as dataset:
+                    if hashlib.sha256(dataset).digest() != member.sha256:
+                        raise Damaged(
+                            "upload", f"pack {pack_id}",
+                            f"the member at {member.header_offset} is not what was received",
+                            "The only copy is damaged: ask the sender for it again",
+                        )  # fmt: skip
+                    facts.append(instance_facts(member, dataset))
+        return facts
+
+    def _spool(self, pack_id: str) -> SpoolNote:
+        """Return the note of a durable spool file, made now or found."""
+        path, note_path = self._layout.spool_path(pack_id), self._note_path(pack_id)
+        try:
+            with open(note_path, "rb") as file:
+                note = msgspec.json.decode(file.read(), type=SpoolNote)
+            if os.path.getsize(path) == note.size_bytes:
+                return note
+        except FileNotFoundError:
+            pass
+        lock = self._retention.lock()
+        source = self._layout.sealed_path(pack_id)
+        temporary = f"{path}.tmp"
+        sealed = encrypt_file(source, temporary, self._recipients, self._files)
+        self._files.rename(temporary, path)
+        note = self._describe(pack_id, sealed.head, lock)
+        if note.sha256 != sealed.sha256:
+            raise Damaged("encrypt", f"pack {pack_id}", "the spool does not hold what was written")
+        self._save(pack_id, note)
+        return note
+
+    def _describe(self, pack_id: str, head: bytes, lock: Lock | None) -> SpoolNote:
+        path = self._layout.spool_path(pack_id)
+        digest, crc = hashlib.sha256(), 0
+        with open(path, "rb", buffering=0) as file:
+            while piece := file.read(_BLOCK_BYTES):
+                digest.update(piece)
+                crc = zlib.crc32(piece, crc)
+        return SpoolNote(
+            sha256=digest.digest(),
+            crc32=crc,
+            size_bytes=os.path.getsize(path),
+            plain_size_bytes=os.path.getsize(self._layout.sealed_path(pack_id)),
+            age_header=head,
+            file_key=unwrap_file_key(head[:-NONCE_BYTES], self._identities),
+            lock_mode=lock.mode if lock else None,
+            locked_until=lock.until if lock else None,
+        )
+
+    def _save(self, pack_id: str, note: SpoolNote) -> None:
+        self._files.write_atomic(self._note_path(pack_id), msgspec.json.encode(note), 0o600)
+
+    def _put(self, pack_id: str, note: SpoolNote, lane: Lane) -> str:
+        """Return the version id of our bytes in the bucket."""
+
+        def remember(progress: UploadProgress | None) -> None:
+            note.progress = progress
+            self._save(pack_id, note)
+
+        try:
+            result = self._store.put(
+                pack_key(pack_id),
+                FileBody.whole(self._layout.spool_path(pack_id)),
+                sha256=note.sha256,
+                create_only=True,
+                lock=note.lock,
+                lane=lane,
+                resume=note.progress,
+                checkpoint=remember,
+            )
+        except ObjectExists:
+            return self._settle(pack_id, note)
+        return result.version_id
+
+    def _settle(self, pack_id: str, note: SpoolNote) -> str:
+        """Return the version id when the key holds our pack already; raise ObjectExists else."""
+        key = pack_key(pack_id)
+        oldest = self._store.oldest_version(key)
+        if oldest is None:
+            raise Damaged("settle an upload", key, "the key is taken but shows no version")
+        info = self._store.head(key, oldest.version_id)
+        if note.matches(info):
+            return oldest.version_id
+        if not self._adopt(pack_id, info):
+            raise ObjectExists(
+                "upload", key, "the key holds another object than this pack",
+                "Nothing was overwritten; the pack stays pending. Look at who writes to the bucket",
+            )  # fmt: skip
+        return oldest.version_id
+
+    def _adopt(self, pack_id: str, info: ObjectInfo) -> bool:
+        """Take the bucket's object for our spool if it decrypts to our pack."""
+        path = self._layout.spool_path(pack_id)
+        fetched = f"{path}.fetched"
+        try:
+            self._fetch(info, fetched)
+            digest = hashlib.sha256()
+            try:
+                with open(fetched, "rb") as file:
+                    for piece in decrypt_file(file, self._identities):
+                        digest.update(piece)
+            except DecryptionFailed:
+                return False
+            if digest.hexdigest() != file_sha256(self._layout.sealed_path(pack_id)):
+                return False
+            self._files.rename(fetched, path)
+        finally:
+            self._files.unlink(fetched)
+        with open(path, "rb") as file:
+            prefix = file.read(HEAD_READ_BYTES)
+        self._save(pack_id, self._describe(pack_id, prefix[: head_length(prefix)], info.lock))
+        _log.warning("upload_adopted", pack=pack_id)
+        return True
+
+    def _fetch(self, info: ObjectInfo, path: str) -> None:
+        fd = self._files.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            for start in range(0, info.size_bytes, 8 * _BLOCK_BYTES):
+                end = min(start + 8 * _BLOCK_BYTES, info.size_bytes)
+                part = self._store.get(info.key, info.version_id, start, end)
+                self._files.pwritev(fd, [part], start)
+            self._files.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+    def _read_back(
+        self,
+        pack_id: str,
+        note: SpoolNote,
+        version_id: str,
+        sealed: SealedInfo,
+        facts: list[InstanceFacts],
+    ) -> PackRecord:
+        key = pack_key(pack_id)
+        info = self._store.head(key, version_id)
+        problem = read_back_problem(info, note)
+        if problem:
+            raise CloudMisconfigured(
+                "read back", key, problem,
+                "Look at the bucket's Object Lock and at what stands between; "
+                "the pack stays pending",
+            )  # fmt: skip
+        origins, contexts, listed = list_instances(facts)
+        return PackRecord(
+            pack_id=pack_id,
+            key=key,
+            version_id=version_id,
+            size_bytes=note.size_bytes,
+            plain_size_bytes=note.plain_size_bytes,
+            checksum=str(info.checksum),
+            lock_mode=info.lock.mode if info.lock else "",
+            locked_until_us=to_microseconds(info.lock.until) if info.lock else 0,
+            age_header=note.age_header,
+            file_key=note.file_key,
+            headers_offset=sealed.headers_offset,
+            headers_length=sealed.headers_length,
+            verified_at_us=to_microseconds(self._clock.now()),
+            origins=origins,
+            contexts=contexts,
+            instances=listed,
+        )
+
+
+def file_sha256(path: str) -> str:
+    """Return a file's sha256 in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_back_problem(info: ObjectInfo, note: SpoolNote) -> str:
+    """Return what the bucket's answer lacks, empty when the pack is verified."""
+    if info.size_bytes != note.size_bytes:
+        return f"{info.size_bytes} bytes instead of {note.size_bytes}"
+    if not note.matches(info):
+        return f"its checksum {info.checksum} is not ours"
+    if note.lock is not None:
+        if info.lock is None or info.lock.mode != note.lock.mode:
+            return "no lock, although one was asked"
+        if info.lock.until < note.lock.until:
+            return "a lock that ends too early"
+    return ""

@@ -1,0 +1,103 @@
+"""Looking whether what was promised still holds: local packs by hash, cloud copies by proof.
+
+Changes nothing but `last_verified_at` of what was found good.
+"""
+
+import random
+from collections.abc import Callable
+
+import msgspec
+
+from appliance.archive.evict import Evictor
+from appliance.archive.layout import Layout
+from appliance.archive.recall import check_pack
+from appliance.archive.recover import ObjectReader
+from appliance.foundation.clock import Clock, to_microseconds
+from appliance.foundation.errors import AzekuraError, CloudUnavailable
+from appliance.index.facts import CloudFacts
+from appliance.index.index import Index
+from appliance.remote.store import ObjectStore
+from appliance.seal.age import DECRYPT_BATCH_CHUNKS, SEALED_CHUNK_BYTES, AgeRange
+
+
+class Verified(msgspec.Struct):
+    """Counts of packs looked at, and a line for each that is not as it should be."""
+
+    local_packs: int = 0
+    cloud_packs: int = 0
+    reread_packs: int = 0
+    findings: list[str] = []
+
+
+class Verification:
+    """One run of `azekura verify`."""
+
+    def __init__(
+        self, clock: Clock, layout: Layout, index: Index, store: ObjectStore, evictor: Evictor
+    ) -> None:
+        self._clock = clock
+        self._layout = layout
+        self._index = index
+        self._store = store
+        self._evictor = evictor
+
+    def run(self, *, cloud: bool, sample: float, advance: Callable[[float], None]) -> Verified:
+        """Check every local pack, and with `cloud` the proof of every copy in the bucket.
+
+        `sample` is the part (0–1) of the cloud copies whose bytes are read back and decrypted.
+        """
+        result = Verified()
+        with self._index.read() as view:
+            rows = list(view.packs())
+        for row in rows:
+            if row.local:
+                self._check(result, f"pack {row.pack_id} on disk", lambda: self._local(row.pack_id))
+                result.local_packs += 1
+            if cloud and row.cloud is not None:
+                cloud_facts = row.cloud
+                good = self._check(
+                    result,
+                    f"pack {row.pack_id} in the bucket",
+                    lambda: self._evictor.prove(cloud_facts),
+                )
+                result.cloud_packs += 1
+                if good and random.random() < sample:  # noqa: S311 - a sample, not a secret
+                    good = self._check(
+                        result,
+                        f"pack {row.pack_id} read back",
+                        lambda: self._reread(cloud_facts),
+                    )
+                    result.reread_packs += 1
+                if good:
+                    with self._index.write() as txn:
+                        txn.set_verified_at(row.pack_id, to_microseconds(self._clock.now()))
+            advance(1)
+        return result
+
+    def _check(self, result: Verified, subject: str, check: Callable[[], None]) -> bool:
+        try:
+            check()
+        except CloudUnavailable:
+            raise
+        except (AzekuraError, OSError) as error:
+            result.findings.append(f"{subject}: {error}")
+            return False
+        return True
+
+    def _local(self, pack_id: str) -> None:
+        for path in self._layout.candidates(pack_id):
+            try:
+                check_pack(path)
+            except FileNotFoundError:
+                continue
+            return
+        raise FileNotFoundError(pack_id)
+
+    def _reread(self, cloud: CloudFacts) -> None:
+        age = AgeRange(cloud.file_key, cloud.age_header, cloud.size)
+        reader = ObjectReader(self._store, cloud.key, cloud.version_id, cloud.size)
+        reader.seek(age.payload_offset)
+        first = 0
+        while sealed := reader.read(DECRYPT_BATCH_CHUNKS * SEALED_CHUNK_BYTES):
+            age.decrypt_range(sealed, first)
+            first += DECRYPT_BATCH_CHUNKS

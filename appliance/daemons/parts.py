@@ -1,0 +1,70 @@
+"""What every daemon and command makes of the configuration: paths, index, bucket, keys.
+
+Owns no decision; it only puts parts together. Each process makes its own.
+"""
+
+from collections.abc import Sequence
+
+from appliance.archive.commitment import Reached
+from appliance.archive.layout import Layout
+from appliance.archive.rungs import reached
+from appliance.archive.space import Space
+from appliance.config.model import Config
+from appliance.foundation.clock import Clock, SystemClock
+from appliance.foundation.files import FileSystem
+from appliance.index.index import Index
+from appliance.remote.s3 import S3Store
+from appliance.remote.s3_client import S3Settings, systemd_credentials_file
+from appliance.remote.throttle import Throttle
+from appliance.seal.identity import Identity, load_identity
+
+
+class Parts:
+    """The parts below the archive, made on first use and closed together."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.files = FileSystem()
+        self.clock: Clock = SystemClock()
+        self.layout = Layout(config.node.data_dir)
+        self.layout.create(self.files)
+        self.index = Index(self.files, self.layout.index).open()
+        self.throttle = Throttle(config.cloud.throttle, config.node.zone, self.clock)
+
+    def space(self) -> Space:
+        """Return the disk space of this node, measured now."""
+        return Space(self.files, self.layout, self.config.cache.capacity_bytes)
+
+    def store(self) -> S3Store:
+        """Return the bucket; no request is made yet."""
+        cloud = self.config.cloud
+        settings = S3Settings(
+            bucket=cloud.bucket,
+            region=cloud.region,
+            endpoint_url=cloud.endpoint_url,
+            prefix=cloud.prefix,
+            credentials_file=systemd_credentials_file(),
+        )
+        return S3Store(settings, self.throttle, self.clock)
+
+    def identities(self) -> Sequence[Identity]:
+        """Return this node's identities; KeyUnavailable when they can't be read."""
+        return load_identity(self.config.keys.identity)
+
+    def recipients(self) -> list[str]:
+        """Return everybody who can read a new object: this node, standbys, recovery."""
+        keys = self.config.keys
+        own = self.identities()[0].recipient
+        return list(dict.fromkeys([own, *keys.recipients, *keys.recovery]))
+
+    def reached(self, sop_instance_uids: Sequence[str]) -> dict[str, Reached]:
+        """Return the rung that each instance has reached: the lookup of the commitment book.
+
+        An instance of which several versions were received counts by its newest.
+        """
+        with self.index.read() as view:
+            return reached(view, sop_instance_uids)
+
+    def close(self) -> None:
+        """Close the index."""
+        self.index.close()

@@ -1,0 +1,77 @@
+"""How a daemon runs: signals, readiness, watchdog, and the death of its parent.
+
+Owns the process's signal handlers. Invariant: a fatal error of any thread ends the daemon with exit
+code 1, after nothing more was answered.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import threading
+
+from appliance.foundation import log
+from appliance.foundation.errors import AzekuraError
+
+_PR_SET_PDEATHSIG = 1
+
+_log = log.get("daemon")
+
+
+class Running:
+    """One daemon's life: `stop` is set by a signal or by a fatal error."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.reload = threading.Event()
+        self.exit_code = 0
+
+    def install(self) -> None:
+        """Take the signals; only the main thread can."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGHUP, self._on_hangup)
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self.stop.set()
+
+    def _on_hangup(self, _number: int, _frame: object) -> None:
+        self.reload.set()
+
+    def fatal(self, error: AzekuraError) -> None:
+        """End the daemon: it can no longer keep its promises."""
+        _log.critical("daemon_stops", error=type(error).__name__, cause=error.cause)
+        self.exit_code = 1
+        self.stop.set()
+
+    def wait(self) -> int:
+        """Wait until the end; return the exit code. Feeds the watchdog while it waits."""
+        interval_s = _watchdog_interval_s()
+        while not self.stop.wait(interval_s):
+            notify("WATCHDOG=1")
+        notify("STOPPING=1")
+        return self.exit_code
+
+
+def _watchdog_interval_s() -> float:
+    with contextlib.suppress(ValueError):
+        return max(0.1, int(os.environ.get("WATCHDOG_USEC", "")) / 2_000_000)
+    return 10.0
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it listens (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.sendall(state.encode())
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel to end this process when its parent ends, however that ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent_pid:
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,201 @@
+"""`azekura uplink`: seal, encrypt, upload, verify, ledger, evict, and the requests of others.
+
+Holds `state/uplink.lock`: one uplink at a time writes to the bucket. Reads the configuration file
+again when it changes, and takes the throttle from it.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+
+from appliance import __version__
+from appliance.archive.control import Control
+from appliance.archive.evict import Evictor
+from appliance.archive.ingest import recover_abandoned
+from appliance.archive.ledger import Ledger
+from appliance.archive.pins import Pins
+from appliance.archive.recall import Recaller, clear_abandoned
+from appliance.archive.requests import RequestBox
+from appliance.archive.retention import Retention
+from appliance.archive.status import UplinkStatus, write_uplink_status
+from appliance.archive.uplink import Uplink
+from appliance.archive.upload import PackUpload
+from appliance.config.load import load
+from appliance.config.model import Config
+from appliance.daemons.parts import Parts
+from appliance.daemons.running import Running, notify
+from appliance.foundation import log
+from appliance.foundation.errors import AzekuraError, ConfigurationError, StorageFailed
+from appliance.foundation.files import FileLock
+from appliance.remote.link import Link, LinkWatched
+from appliance.seal.signing import SigningKey
+
+CONTROL_S = 0.2
+STATUS_S = 1.0
+EVICT_S = 5.0
+RECOVER_S = 10.0
+ORPHAN_AGE_S = 86400.0
+ORPHAN_S = 3600.0
+
+_log = log.get("uplink")
+
+
+def run(config: Config, config_path: str) -> int:
+    """Run until stopped; return the exit code."""
+    running = Running()
+    running.install()
+    parts = Parts(config)
+    flock = FileLock(os.path.join(parts.layout.state, "uplink.lock"))
+    flock.acquire()
+    daemon = _Uplink(parts, config_path, running)
+    daemon.start()
+    notify("READY=1")
+    try:
+        return running.wait()
+    finally:
+        daemon.stop()
+        parts.close()
+        flock.release()
+
+
+class _Uplink:
+    """The parts of the daemon and the loops around them; made and ended by the main thread."""
+
+    def __init__(self, parts: Parts, config_path: str, running: Running) -> None:
+        config = parts.config
+        self._parts = parts
+        self._config_path = config_path
+        self._running = running
+        self._stop = threading.Event()
+        self._config_mtime_ns = _mtime_ns(config_path)
+        self._link = Link(parts.clock)
+        store = LinkWatched(parts.store(), self._link)
+        self._store = store
+        identities = parts.identities()
+        recipients = parts.recipients()
+        retention = Retention(store, config.cloud.object_lock, config.cloud.retention_s)
+        space = parts.space()
+        pins = Pins(parts.files, parts.layout.pins)
+        upload = PackUpload(
+            parts.files, parts.clock, store, parts.layout, recipients, identities, retention
+        )
+        ledger = Ledger(
+            parts.files, parts.clock, store, parts.layout, config.node.name,
+            SigningKey.load(config.keys.signing), recipients, identities, retention,
+        )  # fmt: skip
+        self._uplink = Uplink(
+            parts.files, parts.clock, parts.layout, parts.index, ledger, upload,
+            f"azekura {__version__}", self._fatal,
+        )  # fmt: skip
+        self._evictor = Evictor(
+            parts.files, parts.clock, parts.layout, parts.index, store, space, pins,
+            config.cache.high_water, config.cache.low_water,
+        )  # fmt: skip
+        recaller = Recaller(parts.files, parts.layout, store, parts.index, space)
+        self._control = Control(
+            parts.clock, parts.index, RequestBox(parts.files, parts.layout.requests),
+            self._uplink, self._evictor, recaller, pins, config.node.name,
+        )  # fmt: skip
+        self._evict_problem: AzekuraError | None = None
+        self._threads = [
+            self._loop("control", CONTROL_S, self._control.run_once),
+            self._loop("status", STATUS_S, self._tell),
+            self._loop("evict", EVICT_S, self._evict),
+            self._loop("recover", RECOVER_S, self._recover),
+            self._loop("orphans", ORPHAN_S, self._abort_orphans),
+        ]
+
+    def start(self) -> None:
+        """Start every loop."""
+        clear_abandoned(self._parts.files, self._parts.layout)
+        self._uplink.start()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End every loop."""
+        self._stop.set()
+        self._uplink.stop()
+        for thread in self._threads:
+            thread.join()
+
+    def _fatal(self, failure: StorageFailed) -> None:
+        self._running.fatal(failure)
+
+    def _loop(self, name: str, period_s: float, body: Callable[[], object]) -> threading.Thread:
+        def run_loop() -> None:
+            while not self._stop.is_set():
+                try:
+                    body()
+                except StorageFailed as failure:
+                    self._fatal(failure)
+                    return
+                except AzekuraError as error:
+                    _log.warning("loop_failed", loop=name, error=type(error).__name__)
+                self._parts.clock.wait(self._stop, period_s)
+
+        return threading.Thread(target=run_loop, name=name)
+
+    def _evict(self) -> None:
+        try:
+            self._evictor.keep_watermarks()
+        except StorageFailed:
+            raise
+        except AzekuraError as error:
+            self._evict_problem = error
+        else:
+            self._evict_problem = None
+
+    def _recover(self) -> None:
+        recover_abandoned(self._parts.files, self._parts.layout)
+
+    def _abort_orphans(self) -> None:
+        for orphan in self._store.orphan_uploads(ORPHAN_AGE_S):
+            self._store.abort_upload(orphan.key, orphan.upload_id)
+            _log.info("orphan_upload_aborted", key=orphan.key)
+
+    def _tell(self) -> None:
+        """Write what only this process knows, and take a changed throttle."""
+        self._take_changes()
+        problems = [
+            {"condition": each.condition, "sentence": each.sentence, "hint": each.hint}
+            for each in self._uplink.problems()
+        ]
+        if self._evict_problem is not None:
+            error = self._evict_problem
+            problems.append({"condition": "evict", "sentence": str(error), "hint": error.hint})
+        throttle = self._parts.throttle
+        write_uplink_status(
+            self._parts.files,
+            self._parts.layout,
+            UplinkStatus(
+                at_s=self._parts.clock.now().timestamp(),
+                pid=os.getpid(),
+                link=self._link.state.value,
+                ledger_sequence=self._uplink.sequence,
+                upload_rate_bytes_per_s=throttle.sent_bytes_per_s(),
+                throttle_bytes_per_s=throttle.rate_now_bytes_per_s(),
+                problems=problems,
+            ),
+        )
+
+    def _take_changes(self) -> None:
+        changed = _mtime_ns(self._config_path)
+        if changed == self._config_mtime_ns and not self._running.reload.is_set():
+            return
+        self._running.reload.clear()
+        self._config_mtime_ns = changed
+        try:
+            config = load(self._config_path)
+        except (ConfigurationError, OSError) as error:
+            _log.error("configuration_not_taken", error=type(error).__name__)
+            return
+        self._parts.throttle.set_timetable(config.cloud.throttle, config.node.zone)
+        _log.info("throttle_taken")
+
+
+def _mtime_ns(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except FileNotFoundError:
+        return 0
