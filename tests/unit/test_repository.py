@@ -155,6 +155,8 @@ def test_every_page_is_reached_from_the_index() -> None:
         path = waiting.pop()
         if path in reached or not path.endswith(".md"):
             continue
+        if not os.path.exists(os.path.join(ROOT, path)):
+            continue  # a broken link is another test's finding
         reached.add(path)
         waiting += [
             os.path.normpath(os.path.join(os.path.dirname(path), target))
