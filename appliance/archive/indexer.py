@@ -189,18 +189,18 @@ class Indexer:
                 _log.error("member_not_understood", pack=pack_id, cause=error.cause)
             end = member.member_end
             if len(batch) >= BATCH_INSTANCES_MAX:
-                self._commit(pack_id, batch, end, reader.size)
+                self._commit(pack_id, batch, end)
                 count += len(batch)
                 batch = []
                 followed.length = end
         if batch or end > followed.length:
-            self._commit(pack_id, batch, end, reader.size)
+            self._commit(pack_id, batch, end)
             followed.length = end
         return count + len(batch)
 
-    def _commit(self, pack_id: str, batch: list[InstanceFacts], end: int, size: int) -> None:
+    def _commit(self, pack_id: str, batch: list[InstanceFacts], end: int) -> None:
         facts = PackFacts(
-            pack_id=pack_id, node=self._node, instances=batch, local=True, size=size, cloud=None
+            pack_id=pack_id, node=self._node, instances=batch, local=True, size=end, cloud=None
         )
         with self._index.write() as txn:
             txn.apply_pack(facts, end)

@@ -144,7 +144,7 @@ class _Rebuild:
                 _log.error("member_not_understood", pack=pack_id, cause=error.cause)
             end = member.member_end
         facts = PackFacts(
-            pack_id=pack_id, node=self._node, instances=instances, local=True, size=reader.size
+            pack_id=pack_id, node=self._node, instances=instances, local=True, size=end
         )
         txn.apply_pack(facts, end)
         self.counts.instances += len(instances)

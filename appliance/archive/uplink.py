@@ -219,7 +219,7 @@ class Uplink:
             except (CloudUnavailable, NotFound) as error:
                 self._give_back(pack_id, keep=False)
                 self._report("cloud", error)
-                self._clock.wait(self._stop, backoff.next_s())
+                self._clock.wait(self._stop, backoff.next_delay_s())
             except CloudError as error:
                 self._give_back(pack_id, keep=False)
                 self._report("cloud", error)
@@ -359,7 +359,7 @@ class Uplink:
                 self._clock.wait(self._stop, MISCONFIGURED_RETRY_S)
             except CloudError as error:
                 self._report("cloud", error)
-                self._clock.wait(self._stop, backoff.next_s())
+                self._clock.wait(self._stop, backoff.next_delay_s())
             else:
                 self._clear("ledger")
                 return True

@@ -27,14 +27,15 @@ from appliance.daemons.running import Running, notify
 from appliance.foundation import log
 from appliance.foundation.errors import AzekuraError, ConfigurationError, StorageFailed
 from appliance.foundation.files import FileLock
-from appliance.remote.link import Link, LinkWatched
+from appliance.remote.link import Link, ObservedStore
+from appliance.remote.orphans import abort_orphans
 from appliance.seal.signing import SigningKey
 
 CONTROL_S = 0.2
 STATUS_S = 1.0
 EVICT_S = 5.0
 RECOVER_S = 10.0
-ORPHAN_AGE_S = 86400.0
+
 ORPHAN_S = 3600.0
 
 _log = log.get("uplink")
@@ -69,7 +70,7 @@ class _Uplink:
         self._stop = threading.Event()
         self._config_mtime_ns = _mtime_ns(config_path)
         self._link = Link(parts.clock)
-        store = LinkWatched(parts.store(), self._link)
+        store = ObservedStore(parts.store(), self._link)
         self._store = store
         identities = parts.identities()
         recipients = parts.recipients()
@@ -150,9 +151,9 @@ class _Uplink:
         recover_abandoned(self._parts.files, self._parts.layout)
 
     def _abort_orphans(self) -> None:
-        for orphan in self._store.orphan_uploads(ORPHAN_AGE_S):
-            self._store.abort_upload(orphan.key, orphan.upload_id)
-            _log.info("orphan_upload_aborted", key=orphan.key)
+        count = abort_orphans(self._store)
+        if count:
+            _log.info("orphan_uploads_aborted", count=count)
 
     def _tell(self) -> None:
         """Write what only this process knows, and take a changed throttle."""
@@ -171,7 +172,7 @@ class _Uplink:
             UplinkStatus(
                 at_s=self._parts.clock.now().timestamp(),
                 pid=os.getpid(),
-                link=self._link.state.value,
+                link=self._link.state,
                 ledger_sequence=self._uplink.sequence,
                 upload_rate_bytes_per_s=throttle.sent_bytes_per_s(),
                 throttle_bytes_per_s=throttle.rate_now_bytes_per_s(),

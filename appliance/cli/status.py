@@ -1,0 +1,101 @@
+"""`azekura status` and `azekura drain`: what the node is doing, and waiting until all is safe."""
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from appliance.cli import exit_codes, invocation
+
+POLL_S = 0.3
+
+
+def _document(call: invocation.Invocation) -> dict[str, Any]:
+    from appliance.archive.status import node_status
+    from appliance.daemons.parts import Parts
+
+    parts = Parts(call.config)
+    try:
+        return node_status(call.config, parts.layout, parts.index, parts.clock)
+    finally:
+        parts.close()
+
+
+def _text(found: dict[str, Any]) -> str:
+    from appliance.foundation.units import format_duration, format_size
+
+    def duration(key: str, unknown: str) -> str:
+        value = found[key]
+        return unknown if value is None else format_duration(value)
+
+    throttle = found["throttle_bytes_per_s"]
+    lines = [
+        f"{found['node']} ({found['role']}), link {found['link']}",
+        f"archive   {found['studies']} studies, {found['instances']} instances",
+        f"pending   {found['pending_instances']} instances, {format_size(found['pending_bytes'])},"
+        f" oldest {duration('oldest_pending_age_s', 'none')},"
+        f" empty in {duration('time_to_drain_s', 'unknown')}",
+        f"cache     {format_size(found['cached_bytes'])} of {format_size(found['capacity_bytes'])},"
+        f" full in {duration('time_to_full_s', 'no foreseeable time')}",
+        f"upload    {format_size(found['upload_rate_bytes_per_s'])}/s,"
+        f" throttle {'off' if throttle is None else format_size(throttle) + '/s'},"
+        f" ledger at {found['ledger_sequence']}",
+    ]
+    lines += [f"problem   {each['sentence']}" for each in found["problems"]]
+    return "\n".join(lines)
+
+
+def status(context: typer.Context) -> None:
+    """Say what the node is doing; exit code 1 when something stands in its way."""
+    call = invocation.of(context)
+    found = _document(call)
+    call.output.result(found, _text(found))
+    raise typer.Exit(exit_codes.FAULT if found["problems"] else exit_codes.OK)
+
+
+def drain(
+    context: typer.Context,
+    timeout: Annotated[
+        str, typer.Option("--timeout", metavar="TIME", help="How long to wait, like `10 min`.")
+    ] = "1 h",
+) -> None:
+    """Wait until everything that was received is verified in the bucket.
+
+    Exit code 0 then, else 1 with what is left.
+    """
+    from appliance.archive.freshness import Freshness
+    from appliance.archive.status import node_status
+    from appliance.daemons.parts import Parts
+    from appliance.foundation.errors import UsageError
+    from appliance.foundation.units import format_size, parse_duration_s
+
+    call = invocation.of(context)
+    try:
+        end_s = time.monotonic() + parse_duration_s(timeout)
+    except ValueError as fault:
+        raise UsageError("drain", "--timeout", str(fault)) from fault
+    parts = Parts(call.config)
+    try:
+        freshness = Freshness(parts.layout)
+        fresh = freshness.wait()
+        found = node_status(call.config, parts.layout, parts.index, parts.clock)
+        total = found["pending_instances"]
+        with call.output.progress("instances", total) as advance:
+            done = 0
+            while found["pending_instances"] or not fresh:
+                if time.monotonic() > end_s:
+                    break
+                time.sleep(POLL_S)
+                fresh = freshness.wait(POLL_S)
+                found = node_status(call.config, parts.layout, parts.index, parts.clock)
+                advance(max(0, total - found["pending_instances"] - done))
+                done = max(done, total - found["pending_instances"])
+    finally:
+        parts.close()
+    left = found["pending_instances"]
+    if left or not fresh:
+        text = f"{left} instances, {format_size(found['pending_bytes'])}, are still pending"
+        text += "".join(f"\n{each['sentence']}" for each in found["problems"])
+        call.output.result(found, text)
+        raise typer.Exit(exit_codes.FAULT)
+    call.output.result(found, f"drained: {found['instances']} instances are verified in the bucket")
