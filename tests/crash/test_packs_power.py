@@ -92,6 +92,23 @@ def test_a_power_cut_at_any_operation_of_sealing_is_repaired_by_sealing_again(tm
             shutil.rmtree(tmp_path / f"{at}-{seed}")
 
 
+def test_a_power_cut_behind_sealing_or_recovery_forgets_nothing(tmp_path: Path):
+    """What they return is on the medium: the next step, a rename or a PUT, builds on it."""
+    closed = samples.closed_pack(tmp_path, 5)
+    (tmp_path / "d").mkdir()
+    damaged = damaged_pack(tmp_path / "d")
+    for seed in SEEDS:
+        folder = tmp_path / str(seed)
+        sealed = samples.copy_pack(closed, folder / "sealed")
+        files = samples.ForgetfulFiles()
+        seal(files, sealed)
+        recovered = samples.copy_pack(damaged, folder / "recovered")
+        recover(files, recovered, str(folder / "aside"))
+        expected = [Path(path).read_bytes() for path in (sealed, recovered)]
+        files.cut_power(seed)
+        assert [Path(path).read_bytes() for path in (sealed, recovered)] == expected
+
+
 def damaged_pack(folder: Path) -> str:
     """Return a pack with a bad dataset, a bad header and a torn tail."""
     path = samples.closed_pack(folder, 7)

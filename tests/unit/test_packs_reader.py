@@ -100,6 +100,15 @@ def test_members_end_at_a_zero_block(tmp_path):
         assert len(list(reader.members())) == 1
 
 
+def test_members_stop_in_front_of_what_reaches_beyond_the_limit(tmp_path):
+    """A member that is durable only in part is not read, whatever else of it is there."""
+    path = samples.closed_pack(tmp_path, 2)
+    with PackReader(path) as reader:
+        first, second = reader.members()
+        assert list(reader.members(limit=second.member_end - 1)) == [first]
+        assert list(reader.members(limit=second.member_end)) == [first, second]
+
+
 def test_member_at_gives_one_member_or_says_there_is_none(tmp_path):
     """An offset from the index is checked, not trusted."""
     path = samples.closed_pack(tmp_path, 2)

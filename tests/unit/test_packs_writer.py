@@ -188,6 +188,24 @@ def test_sync_lets_one_flush_serve_all_that_appended_before_it(path):
     writer.close()
 
 
+def test_close_waits_for_a_flush_that_is_under_way(path):
+    """Nobody's flush loses its descriptor, and nobody is told of a length that was not flushed."""
+    files = SlowFlush()
+    writer = PackWriter(files, path, samples.STUDY)
+    samples.append(writer, 0)
+    syncing, closing = (threading.Thread(target=call) for call in (writer.sync, writer.close))
+    syncing.start()
+    assert files.entered.acquire(timeout=30)
+    closing.start()
+    assert not files.entered.acquire(timeout=0.2)
+    files.go.release()
+    syncing.join(30)
+    assert files.entered.acquire(timeout=30)
+    files.go.release()
+    closing.join(30)
+    assert writer.durable_size == writer.size == os.path.getsize(path)
+
+
 def test_sync_that_fails_stops_everything_for_good(path):
     """D2: after a failed flush the kernel may have dropped the pages; nothing is tried again."""
     files = samples.FailingFiles(4, samples.broken_disk)
@@ -232,8 +250,10 @@ def test_append_fills_the_disk_to_its_last_member_and_goes_on_when_there_is_room
     count = files.room // member.member_end
     for number in range(1, count):
         samples.append(writer, number)
+        assert os.path.getsize(path) == writer.size
     with pytest.raises(OutOfSpace):
         samples.append(writer, count)
+    assert os.path.getsize(path) == writer.size
     small = samples.append(writer, count, b"small")
     files.room = 10**9
     big = samples.append(writer, count + 1, os.urandom(500_000))
