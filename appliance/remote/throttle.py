@@ -247,7 +247,7 @@ class Throttle:
         if now_s - cut_s >= SLOWED_S or (rate is not None and ceiling >= rate):
             self._ceiling = None
             return rate
-        return ceiling
+        return float(ceiling)
 
     def _apply(self, rate: float | None, now_s: float) -> None:
         self._rate = rate
