@@ -4,8 +4,8 @@ Owns the listening sockets and who may associate. Must not know any service.
 
 Invariants:
 - No thread exists for a connection before its A-ASSOCIATE-RQ is whole and its caller is known.
-- `_active` is guarded by `_changed`; everything else belongs to the acceptor's thread.
-- After StorageFailed nothing is accepted any more, and `on_fatal` has been called.
+- `_active` and `_failed` are guarded by `_changed`; the rest belongs to the acceptor's thread.
+- After StorageFailed nothing is accepted any more, and `on_fatal` is called, once.
 """
 
 import contextlib
@@ -68,6 +68,7 @@ class Acceptor:
         self._changed = threading.Condition()
         self._accepted_count = 0
         self._rejected_count = 0
+        self._failed = False
         self._number = 0
         self._stopping = threading.Event()
         self._waker, self._woken = socket.socketpair()
@@ -213,6 +214,8 @@ class Acceptor:
         except pdu.ProtocolError as error:
             self._dismiss(connecting, pdu.encode_abort(pdu.ABORT_BY_PROVIDER, error.reason))
             _log.warning("connection_aborted", peer_address=address, cause=error.cause)
+        except pdu.Rejected as rejection:
+            self._reject(connecting, rejection, "", "")
         except AssociationLost as error:
             self._let_go(connecting)
             if connecting.handshaking:
@@ -246,29 +249,34 @@ class Acceptor:
         called_ae, calling_ae = read_titles(connecting.received)
         peer = self._config.peer_calling(calling_ae, connecting.address)
         rejection = self._rejection(connecting, called_ae, peer)
-        if peer is None or rejection is not None:
-            result, source, reason = rejection or _CALLING_UNKNOWN
-            self._rejected_count += 1
-            self._dismiss(connecting, pdu.encode_reject(result, source, reason))
-            _log.warning(
-                "association_rejected",
-                calling_ae=calling_ae,
-                called_ae=called_ae,
-                peer_address=connecting.address,
-                cause=pdu.describe_reject(source, reason),
-            )
+        if rejection is not None:
+            self._reject(connecting, rejection, calling_ae, called_ae)
             return
+        assert peer is not None
         self._admit(connecting, called_ae, calling_ae, peer)
+
+    def _reject(
+        self, connecting: Connecting, rejection: pdu.Rejected, calling_ae: str, called_ae: str
+    ) -> None:
+        self._rejected_count += 1
+        self._dismiss(connecting, rejection.encode())
+        _log.warning(
+            "association_rejected",
+            calling_ae=calling_ae,
+            called_ae=called_ae,
+            peer_address=connecting.address,
+            cause=rejection.cause,
+        )
 
     def _rejection(
         self, connecting: Connecting, called_ae: str, peer: Peer | None
-    ) -> tuple[int, int, int] | None:
+    ) -> pdu.Rejected | None:
         if peer is None:
-            return _CALLING_UNKNOWN
+            return pdu.Rejected(*_CALLING_UNKNOWN)
         if peer.tls and not connecting.is_tls:
-            return _NOT_OVER_TLS
+            return pdu.Rejected(*_NOT_OVER_TLS)
         if self._config.reject_unknown_called and called_ae not in self._config.ae_titles:
-            return _CALLED_UNKNOWN
+            return pdu.Rejected(*_CALLED_UNKNOWN)
         limits = self._limits
         with self._changed:
             active = list(self._active.values())
@@ -279,7 +287,7 @@ class Acceptor:
             or of_address >= limits.associations_per_address_max
             or of_peer >= peer.max_associations
         ):
-            return _LIMIT_EXCEEDED
+            return pdu.Rejected(*_LIMIT_EXCEEDED)
         return None
 
     def _admit(self, connecting: Connecting, called_ae: str, calling_ae: str, peer: Peer) -> None:
@@ -317,14 +325,19 @@ class Acceptor:
     # --- an association's thread
 
     def _serve(self, admitted: Admitted, request: bytes, offers: Mapping[str, Offer]) -> None:
+        failure: StorageFailed | None = None
         try:
             failure = admitted.serve(request, offers, self._dispatcher)
-            if failure is not None:
-                self._stopping.set()
-                self._wake()
-                self._on_fatal(failure)
         finally:
             self._forget(admitted)
+        if failure is not None:
+            with self._changed:
+                first = not self._failed
+                self._failed = True
+            self._stopping.set()
+            self._wake()
+            if first:
+                self._on_fatal(failure)
 
     def _forget(self, admitted: Admitted) -> None:
         with self._changed:

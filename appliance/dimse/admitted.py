@@ -103,6 +103,10 @@ class Admitted:
         except Interrupted as error:
             outcome = error.cause
             self._abort(pdu.ABORT_BY_USER, pdu.NOT_SPECIFIED)
+        except pdu.Rejected as error:
+            outcome = f"rejected: {error.cause}"
+            self._connection.send_last(error.encode())
+            self._connection.close()
         except pdu.ProtocolError as error:
             outcome = error.cause
             self._abort(pdu.ABORT_BY_PROVIDER, error.reason)

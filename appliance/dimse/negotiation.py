@@ -79,13 +79,14 @@ class Request:
 def read_titles(request: bytes | bytearray) -> tuple[str, str]:
     """Return called and calling AE title of an A-ASSOCIATE-RQ, stripped of padding.
 
-    ProtocolError when it is too short, of another protocol version, or a title is not ASCII.
+    Raises ProtocolError when it is too short or a title is none, Rejected for another protocol
+    version.
     """
     if len(request) < _FIXED_BYTES:
         raise pdu.ProtocolError(pdu.INVALID_PARAMETER, "an A-ASSOCIATE-RQ that is cut short")
     version, called, calling = _TITLES.unpack_from(request)
     if not version & 1:
-        raise pdu.ProtocolError(pdu.INVALID_PARAMETER, "another protocol version")
+        raise pdu.Rejected(pdu.REJECTED_PERMANENT, pdu.REJECTED_BY_ACSE, 2)
     try:
         return _title(called), _title(calling)
     except ValueError as cause:
@@ -110,13 +111,16 @@ def _max_send_bytes(maximum_length: int | None, limits: Limits) -> int:
 
 
 def answer_request(request: bytes, offers: Mapping[str, Offer], limits: Limits) -> Answer:
-    """Decide on an A-ASSOCIATE-RQ PDU (whole, header included) and encode the A-ASSOCIATE-AC."""
+    """Decide on an A-ASSOCIATE-RQ PDU (whole, header included) and encode the A-ASSOCIATE-AC.
+
+    Raises Rejected for another application context than DICOM's, ProtocolError for nonsense.
+    """
     try:
         decoded = A_ASSOCIATE_RQ()
         # the titles were read by `read_titles`, which takes more kinds of padding
         decoded.decode(request[:10] + _NEUTRAL_TITLES + request[42:])
         return _answer(request, decoded, offers, limits)
-    except pdu.ProtocolError:
+    except (pdu.ProtocolError, pdu.Rejected):
         raise
     except Exception as cause:  # pynetdicom's decoders raise whatever the bytes provoke
         raise pdu.ProtocolError(pdu.INVALID_PARAMETER, "an A-ASSOCIATE-RQ of no sense") from cause
@@ -128,6 +132,8 @@ def _answer(
     user = decoded.user_information
     if user is None or not decoded.presentation_context:
         raise pdu.ProtocolError(pdu.INVALID_PARAMETER, "an A-ASSOCIATE-RQ without its items")
+    if decoded.application_context_name != APPLICATION_CONTEXT:
+        raise pdu.Rejected(pdu.REJECTED_PERMANENT, pdu.REJECTED_BY_USER, 2)
     proposed = [item.to_primitive() for item in decoded.presentation_context]
     if len({context.context_id for context in proposed}) != len(proposed):
         raise pdu.ProtocolError(pdu.INVALID_PARAMETER, "two contexts of one id")

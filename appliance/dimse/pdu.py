@@ -67,6 +67,20 @@ class ProtocolError(AssociationLost):
         self.reason = reason
 
 
+class Rejected(AssociationLost):
+    """An A-ASSOCIATE-RQ that is answered with A-ASSOCIATE-RJ; result, source and reason for it."""
+
+    def __init__(self, result: int, source: int, reason: int) -> None:
+        super().__init__("associate", "", describe_reject(source, reason))
+        self.result = result
+        self.source = source
+        self.reason = reason
+
+    def encode(self) -> bytes:
+        """Return the A-ASSOCIATE-RJ PDU."""
+        return encode_reject(self.result, self.source, self.reason)
+
+
 def encode_abort(source: int = ABORT_BY_USER, reason: int = NOT_SPECIFIED) -> bytes:
     """Return an A-ABORT PDU."""
     return struct.pack(">BxI2xBB", A_ABORT, 4, source, reason)

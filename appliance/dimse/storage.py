@@ -13,6 +13,7 @@ from appliance.archive.sender import Sender
 from appliance.dicom import status, uid
 from appliance.dimse.association import Association
 from appliance.dimse.commands import (
+    AFFECTED_SOP_CLASS_UID,
     AFFECTED_SOP_INSTANCE_UID,
     C_STORE_RQ,
     Command,
@@ -24,6 +25,15 @@ from appliance.foundation.errors import AzekuraError, DatasetMismatch
 
 STORAGE_LEVEL_2_FULL = b"\x02\0\0\0\0\0"
 """PS3.4 B.3.1: all attributes are kept, no digital signature is touched, nothing is coerced."""
+
+# not storage classes of PS3.4, but proposed by pynetdicom's and DCMTK's senders as if they were
+_RETIRED_PRINT = (
+    "1.2.840.10008.5.1.1.27",  # Stored Print
+    "1.2.840.10008.5.1.1.29",  # Hardcopy Grayscale Image
+    "1.2.840.10008.5.1.1.30",  # Hardcopy Color Image
+)
+
+_NEEDED = {AFFECTED_SOP_CLASS_UID, AFFECTED_SOP_INSTANCE_UID}
 
 _log = log.get("dimse")
 
@@ -73,8 +83,8 @@ class StorageHandler:
 
     def __call__(self, association: Association, command: Command) -> None:
         """Keep the instance that follows and answer."""
-        if not command.has_dataset or AFFECTED_SOP_INSTANCE_UID not in command.raw:
-            raise DatasetMismatch("store", "", "a C-STORE-RQ without dataset or instance UID")
+        if not command.has_dataset or not _NEEDED.issubset(command.raw):
+            raise DatasetMismatch("store", "", "a C-STORE-RQ without its dataset or its UIDs")
         try:
             self._keep(association, command)
         except AzekuraError:
@@ -113,7 +123,9 @@ def storage_service(
     """Return the service that answers C-STORE for every storage class, and for extra ones."""
     return Service(
         permission="store",
-        abstract_syntaxes=tuple(dict.fromkeys((*uid.STORAGE_SOP_CLASSES, *extra_sop_classes))),
+        abstract_syntaxes=tuple(
+            dict.fromkeys((*uid.STORAGE_SOP_CLASSES, *_RETIRED_PRINT, *extra_sop_classes))
+        ),
         transfer_syntaxes=uid.ACCEPTED_TRANSFER_SYNTAXES,
         command_fields=frozenset({C_STORE_RQ}),
         handle=StorageHandler(archive, default_issuer),

@@ -240,6 +240,7 @@ def write_part10(dataset: Dataset, path: str) -> None:
 def write_ct_series(directory: str, count: int, side: int = 64) -> list[str]:
     """Write CT instances of one series with side by side pixels; return their UIDs."""
     dataset, _ = small_ct()
+    del dataset[0xFFFCFFFC]  # DCMTK would drop the padding
     dataset.Rows = dataset.Columns = side
     dataset.PixelData = os.urandom(side * side * 2)
     uids = []

@@ -6,7 +6,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pynetdicom.dimse_messages import C_STORE_RQ as StoreMessage
+from pynetdicom import dimse_messages
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import decode
 
@@ -29,7 +29,7 @@ def test_store_request_of_pynetdicom_is_decoded():
     primitive.DataSet = io.BytesIO(b"\0\0")
     primitive.MoveOriginatorApplicationEntityTitle = "PACS1"
     primitive.MoveOriginatorMessageID = 9
-    message = StoreMessage()
+    message = dimse_messages.C_STORE_RQ()
     message.primitive_to_message(primitive)
     encoded = b"".join(
         pdv[1:] for item in message.encode_msg(3, 16384) for _, pdv in

@@ -166,14 +166,18 @@ BROKEN = {
 }
 
 
+def read_two_messages(association):
+    association.read_command(10)
+    association.read_dataset()
+    association.read_command(10)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_no_message_is_a_protocol_error(name):
     with linked(context(1), context(3)) as (association, sock):
         sender = send_in_background(sock, BROKEN[name])
         with pytest.raises(ProtocolError):
-            association.read_command(10)
-            association.read_dataset()
-            association.read_command(10)
+            read_two_messages(association)
         sock.close()
         sender.join()
 
