@@ -14,7 +14,8 @@ import signal
 import subprocess
 import sys
 
-STOP_S = 10.0
+# SeaweedFS waits for its own streams, ten seconds and more; what it wrote is with the kernel.
+STOP_S = 2.0
 PR_SET_PDEATHSIG = 1
 
 

@@ -1,7 +1,7 @@
-"""The embedded S3 server for tests: one a session, a fresh bucket with Object Lock for each test.
+"""The embedded S3 server for tests: one a session, a prefix of its own for each test.
 
-A test module takes them with `from tests.support.s3_fixture import s3_server, s3_settings,
-s3_store  # noqa: F401` or from its conftest.
+A test module takes them with `from tests.support.s3_fixture import s3_bucket, s3_server,
+s3_settings, s3_store  # noqa: F401` or from its conftest.
 """
 
 import itertools
@@ -18,6 +18,7 @@ from appliance.remote.s3 import S3Store
 from appliance.remote.s3_client import S3Settings
 from appliance.remote.throttle import ConstantRate, Throttle
 
+BUCKET = "archive"
 _numbers = itertools.count(1)
 
 
@@ -33,12 +34,17 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def s3_bucket(s3_server: EmbeddedS3) -> str:
+    """One bucket with versioning and Object Lock for the session."""
+    s3_server.create_bucket(BUCKET)
+    return BUCKET
+
+
 @pytest.fixture
-def s3_settings(s3_server: EmbeddedS3) -> S3Settings:
-    """Settings of a new bucket with versioning and Object Lock."""
-    bucket = f"test-{os.getpid()}-{next(_numbers)}"
-    s3_server.create_bucket(bucket)
-    return s3_server.settings(bucket, prefix="site/")
+def s3_settings(s3_server: EmbeddedS3, s3_bucket: str) -> S3Settings:
+    """Settings of that bucket under a prefix of the test's own: no test sees another's keys."""
+    return s3_server.settings(s3_bucket, prefix=f"site-{os.getpid()}-{next(_numbers)}/")
 
 
 @pytest.fixture
