@@ -2,9 +2,10 @@
 
 Invariants:
 - Nothing pending is ever evicted; there is no switch that would.
-- Before a pack goes, the bucket has just said that it holds that version with our size and checksum.
-- Order: index commit, then unlink, then the directory's flush. A crash in between leaves a file that
-  the next start finds and counts as cached again.
+- Before a pack goes, the bucket has just said that it holds that version with our size and
+  checksum.
+- Order: index commit, then unlink, then the directory's flush. A crash in between leaves a file
+  that the next start finds and counts as cached again.
 """
 
 import os

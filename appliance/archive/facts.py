@@ -59,9 +59,14 @@ def list_instances(
     listed = []
     for facts in instances:
         origin = Origin(
-            facts.calling_ae, facts.called_ae, facts.peer_address, facts.tls_subject,
-            facts.character_set, facts.transfer_syntax_uid, facts.sop_class_uid,
-        )  # fmt: skip
+            facts.calling_ae,
+            facts.called_ae,
+            facts.peer_address,
+            facts.tls_subject,
+            facts.character_set,
+            facts.transfer_syntax_uid,
+            facts.sop_class_uid,
+        )
         shared, own = _split_attributes(facts)
         context = Context(facts.study_instance_uid, facts.series_instance_uid, shared)
         encoded = msgspec.msgpack.encode(context)
@@ -79,7 +84,7 @@ def list_instances(
                 facts.sha256,
                 facts.received_at_us,
                 own,
-            )  # fmt: skip
+            )
         )
     return list(origins), context_list, listed
 

@@ -113,8 +113,8 @@ class Ingest:
         check_identity(identity, sop_class_uid, sop_instance_uid)
         digest = hashlib.sha256(dataset).digest()
         version = Version(digest, transfer_syntax_uid)
-        versions = self._known_versions(sop_instance_uid)
-        if version in versions:
+        versions, good = self._known_versions(sop_instance_uid)
+        if version in good:
             return
         self._space.claim(len(dataset))
         name = member_name(
@@ -164,14 +164,19 @@ class Ingest:
             character_set=sender.character_set,
         )
 
-    def _known_versions(self, sop_instance_uid: str) -> list[Version]:
-        """Return the versions of which a good copy is durable here or verified."""
-        known = list(self._recent.get(sop_instance_uid, ()))
-        for place in self._index.find_sop(sop_instance_uid):
-            known += [
-                Version(version.sha256, version.transfer_syntax_uid) for version in place.versions
-            ]
-        return known
+    def _known_versions(self, sop_instance_uid: str) -> tuple[list[Version], list[Version]]:
+        """Return the versions ever received, and those of which a good copy is here or verified."""
+        good = list(self._recent.get(sop_instance_uid, ()))
+        known = list(good)
+        with self._index.read() as view:
+            for place in view.find_sop(sop_instance_uid):
+                for found in place.versions:
+                    version = Version(found.sha256, found.transfer_syntax_uid)
+                    known.append(version)
+                    packs = map(view.pack, found.pack_ids)
+                    if any(pack is not None and (pack.local or pack.cloud) for pack in packs):
+                        good.append(version)
+        return known, good
 
     def _publish(self, sop_instance_uid: str, version: Version) -> None:
         with self._lock:
@@ -221,8 +226,8 @@ class Ingest:
             identity = scan_identity(dataset, stream.transfer_syntax_uid)
         check_identity(identity, stream.sop_class_uid, stream.sop_instance_uid)
         version = Version(member.sha256(), stream.transfer_syntax_uid)
-        versions = self._known_versions(stream.sop_instance_uid)
-        if version in versions:
+        versions, good = self._known_versions(stream.sop_instance_uid)
+        if version in good:
             member.abort()
             return
         suffix = version.sha256.hex()[:8] if versions else None

@@ -3,7 +3,8 @@
 Owns `ledger/<node>/` on disk and in the bucket, and `state/ledger.json`.
 
 Invariants:
-- An entry is durable on disk before its first PUT, and is put byte for byte until the bucket has it.
+- An entry is durable on disk before its first PUT, and is put byte for byte until the bucket has
+  it.
 - Sequences are gap-free: number n+1 is made only when n is in the bucket.
 - A sequence that the bucket already holds with other bytes is never overwritten: it is adopted when
   this box wrote it, and stops uploading (ForeignWriter) when it did not.

@@ -1,4 +1,4 @@
-"""How far a writer has answered and how far the indexer has followed: three counters in a mapped file.
+"""How far a writer has answered and how far the indexer has followed, in a mapped file.
 
 Invariants:
 - `answered` is raised by the owning writer only, after the instance is durable.

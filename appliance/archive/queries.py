@@ -71,7 +71,7 @@ class Queries:
         """Return the served instances that the unique keys name, study by study."""
         self._freshness.wait()
         matchers = {
-            tag: compile_key(tag, BY_TAG[tag].vr, cast(Stored, value))
+            tag: compile_key(tag, BY_TAG[tag].vr, cast("Stored", value))
             for tag in (PATIENT_ID, STUDY_UID, SERIES_UID, SOP_UID)
             if (value := query.identifier.keys.get(tag))
         }
@@ -140,7 +140,7 @@ def matchers_of(identifier: Identifier) -> dict[int, Matcher]:
         attribute = BY_TAG.get(tag)
         if attribute is None or not value or tag in {CHARACTER_SET, QUERY_LEVEL}:
             continue
-        matcher = compile_key(tag, attribute.vr, cast(Stored, value))
+        matcher = compile_key(tag, attribute.vr, cast("Stored", value))
         if not isinstance(matcher, Universal):
             found[tag] = matcher
     return found

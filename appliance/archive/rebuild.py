@@ -1,8 +1,8 @@
 """The index made anew from the ledger and the packs on this disk, while the node goes on.
 
 Invariants:
-- What becomes current holds every ledger entry of this node and every member on this disk: what came
-  meanwhile is applied under the switch's gate, when no writer is at work.
+- What becomes current holds every ledger entry of this node and every member on this disk: what
+  came meanwhile is applied under the switch's gate, when no writer is at work.
 - The old index stays in use until then, and if the rebuild fails.
 """
 

@@ -11,7 +11,6 @@ Invariants:
 """
 
 import contextlib
-import hashlib
 import mmap
 import os
 import threading
@@ -52,11 +51,13 @@ class PackFetch:
         files: FileSystem,
         pack_id: str,
         cloud: CloudFacts,
+        directory: str,
         part_path: str | None,
         on_complete: Callable[["PackFetch"], None],
     ) -> None:
         self.pack_id = pack_id
         self.part_path = part_path
+        self._directory = directory
         self._store = store
         self._cloud = cloud
         self._age = AgeRange(cloud.file_key, cloud.age_header, cloud.size)
@@ -76,14 +77,16 @@ class PackFetch:
         self._open_target()
 
     def _open_target(self) -> None:
-        """Map the part file, or plain memory when nothing is to be kept."""
+        """Make the part file; one without a name when nothing is to be kept.
+
+        It is written by pwrite, so that what is recalled counts as cache, not as our memory.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
         if self.part_path is None:
-            self._map = mmap.mmap(-1, max(self.size, 1))
-            self._fd = -1
-            return
-        self._fd = self._files.open(self.part_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            flags = os.O_RDWR | os.O_TMPFILE
+        self._fd = self._files.open(self.part_path or self._directory, flags)
         self._files.truncate(self._fd, self.size)
-        self._map = mmap.mmap(self._fd, self.size)
+        self._map = mmap.mmap(self._fd, self.size, prot=mmap.PROT_READ)
 
     def want(self, ranges: Sequence[tuple[int, int]], *, hydrate: bool) -> None:
         """Ask for plain byte ranges (offset, length) in this order, and for all with `hydrate`."""
@@ -176,7 +179,7 @@ class PackFetch:
                 self._cloud.key, self._cloud.version_id, low, high, Lane.URGENT
             )
             plain = self._age.decrypt_range(sealed, first)
-            self._map[start:end] = plain
+            self._files.pwritev(self._fd, [plain], start)
         except AzekuraError as error:
             with self._condition:
                 self._chunks[first:last] = bytes(last - first)
@@ -195,7 +198,6 @@ class PackFetch:
     def persist(self) -> None:
         """Flush the part file."""
         if self._fd >= 0:
-            self._map.flush()
             self._files.fdatasync(self._fd)
 
     def close(self) -> None:
@@ -229,7 +231,15 @@ class Recaller:
             known = self._fetches.get(pack_id)
             if known is None:
                 part, flock = self._claim_part(pack_id, cloud.size) if hydrate else (None, None)
-                fetch = PackFetch(self._store, self._files, pack_id, cloud, part, self._complete)
+                fetch = PackFetch(
+                    self._store,
+                    self._files,
+                    pack_id,
+                    cloud,
+                    self._layout.recalled,
+                    part,
+                    self._complete,
+                )
                 if part is not None:
                     self._fetches[pack_id] = (fetch, flock)
             else:
@@ -288,9 +298,8 @@ def check_pack(path: str) -> None:
     """Raise Damaged unless every member of the pack is what was received."""
     with PackReader(path) as reader:
         for member in reader.members():
-            with reader.dataset(member) as dataset:
-                if hashlib.sha256(dataset).digest() != member.sha256:
-                    raise Damaged("check", path, f"the member at {member.header_offset} is damaged")
+            if not reader.verify(member):
+                raise Damaged("check", path, f"the member at {member.header_offset} is damaged")
 
 
 def clear_abandoned(files: FileSystem, layout: Layout) -> None:

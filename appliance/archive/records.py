@@ -1,9 +1,9 @@
 """The records of the ledger, and the entry that carries them: format 1.
 
 An entry is JSON lines, gzip'd, then encrypted by age: the header, the signature, then one line for
-each record. The header names the sha256 of every record line; the signature is over the header line;
-the chain is the sha256 of the previous header line. Lines are kept as bytes: what is hashed and
-signed is what was written, never a re-encoding of it.
+each record. The header names the sha256 of every record line; the signature is over the header
+line; the chain is the sha256 of the previous header line. Lines are kept as bytes: what is hashed
+and signed is what was written, never a re-encoding of it.
 """
 
 from typing import Any
@@ -78,8 +78,9 @@ class ListedInstance(msgspec.Struct, frozen=True, array_like=True):
 class PackRecord(msgspec.Struct, frozen=True, tag="pack", tag_field="type"):
     """A pack is in the bucket, read back.
 
-    Sizes in bytes; `checksum` as kind:value, the value as the bucket writes it; `offset` of an instance counts in the plain tar; `age_header` includes the
-    16-byte payload nonce; `file_key` opens the object with no identity.
+    Sizes in bytes; `checksum` as kind:value, the value as the bucket writes it; `offset` of an
+    instance counts in the plain tar; `age_header` includes the 16-byte payload nonce; `file_key`
+    opens the object with no identity.
     """
 
     pack_id: str

@@ -1,4 +1,4 @@
-"""Getting files back from bucket and key alone: no configuration, no index, no disk of the dead site.
+"""Getting files back from bucket and key alone: nothing of the dead site is needed.
 
 Reads only. What the ledger of any node names is recovered first; packs that no readable entry names
 are taken from the listing, so that a damaged ledger loses no image.
@@ -188,7 +188,7 @@ def dataset_sha256(path: str) -> bytes:
     """Return the sha256 of the dataset in a Part 10 file: all that follows the file meta group."""
     with open(path, "rb") as file:
         prefix = file.read(144)
-        # (0002,0000) UL comes first: its value counts the bytes of the group behind it (PS3.10 7.1).
+        # (0002,0000) comes first: it counts the bytes of the group behind it (PS3.10 7.1).
         if prefix[128:132] != b"DICM":
             raise Damaged("recover", path, "not a Part 10 file")
         file.seek(144 + int.from_bytes(prefix[140:144], "little"))

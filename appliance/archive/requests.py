@@ -4,6 +4,7 @@ A request is `state/requests/<id>.json`; its answer appears as `<id>.answer.json
 whoever asked. A request survives both processes; carrying one out twice does no harm.
 """
 
+import contextlib
 import os
 import time
 from typing import Any
@@ -94,7 +95,9 @@ class RequestBox:
         """Remove answers that nobody took."""
         for name in os.listdir(self._directory):
             path = os.path.join(self._directory, name)
-            if name.endswith(".answer.json") and os.path.exists(path):
+            if not name.endswith(".answer.json"):
+                continue
+            with contextlib.suppress(FileNotFoundError):
                 if now_s - os.path.getmtime(path) > ANSWER_KEPT_S:
                     self._files.unlink(path)
 

@@ -7,6 +7,7 @@ Invariants:
 - A pack that turns out damaged or gone on disk is read from the bucket if the bucket has it.
 """
 
+import contextlib
 import hashlib
 import threading
 from collections import OrderedDict, deque
@@ -17,6 +18,7 @@ import msgspec
 
 from appliance.archive.layout import Layout
 from appliance.archive.recall import PackFetch, Recaller
+from appliance.archive.studies import study_packs
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, to_microseconds
 from appliance.foundation.errors import AzekuraError, CloudUnavailable, Damaged
@@ -83,6 +85,12 @@ class PackReaders:
                 return reader
         return None
 
+    def sweep(self) -> None:
+        """Let go of packs that were evicted: their space comes back when nobody has them open."""
+        with self._lock:
+            for pack_id in [each for each, it in self._readers.items() if it.is_unlinked]:
+                del self._readers[pack_id]
+
     def forget(self, pack_id: str) -> None:
         """Close the reader of a pack that is evicted or damaged."""
         with self._lock:
@@ -103,6 +111,10 @@ class Retrieval:
         self._recaller = recaller
         self._readers = PackReaders(layout)
         self._checker = ThreadPoolExecutor(2, thread_name_prefix="sha256")
+
+    def sweep(self) -> None:
+        """Let go of evicted packs; called now and then."""
+        self._readers.sweep()
 
     def close(self) -> None:
         """End the checking threads."""
@@ -125,9 +137,24 @@ class Retrieval:
                 _log.warning("pack_unreadable", pack=instance.pack_id, error=type(dataset).__name__)
                 fetches.update(self._begin([instance]))
                 away.append(instance)
-        for instance in away:
-            yield instance, self._from_cloud(instance, fetches[instance.pack_id])
-        self._touch(wanted)
+        try:
+            for instance in away:
+                yield instance, self._from_cloud(instance, fetches[instance.pack_id])
+        finally:
+            self._hydrate_rest({each.study_instance_uid for each in away})
+            self._touch(wanted)
+
+    def _hydrate_rest(self, studies: set[str]) -> None:
+        """Bring the other packs of studies that somebody looks at, behind what was wanted."""
+        if self._recaller is None:
+            return
+        for study in studies:
+            with self._index.read() as view:
+                rows = study_packs(view, study)
+            for row in rows:
+                if row.cloud is not None and not row.local:
+                    with contextlib.suppress(AzekuraError, OSError):
+                        self._recaller.begin(row.pack_id, row.cloud, [], hydrate=True)
 
     def _touch(self, wanted: Sequence[Retrievable]) -> None:
         """Remember that packs were used; written at most every TOUCH_S, for eviction's order."""

@@ -1,8 +1,8 @@
 """Which rung an instance has reached: what storage commitment may promise of it.
 
-`local`: its bytes are synced here, or verified in the bucket. `cloud`: verified. `locked`: verified,
-with a retain-until date that was read back. An instance of which several versions were received
-counts by the newest.
+`local`: its bytes are synced here, or verified in the bucket. `cloud`: verified. `locked`:
+verified, with a retain-until date that was read back. An instance of which several versions were
+received counts by the newest.
 """
 
 from collections.abc import Sequence

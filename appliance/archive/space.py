@@ -7,6 +7,7 @@ that a full cache can always drain.
 import contextlib
 import os
 import threading
+import time
 
 from appliance.archive.layout import Layout
 from appliance.foundation.errors import OutOfSpace
@@ -17,6 +18,9 @@ RESERVE_FRACTION = 0.05
 RESERVE_MIN_BYTES = 64 * 2**20
 RESERVE_MAX_BYTES = 16 * 2**30
 REMEASURE_AFTER_BYTES = 64 * 2**20
+PAUSE_MAX_S = 10.0
+PAUSE_STEP_S = 0.25
+HOPELESS_S = 60.0
 
 
 def directory_bytes(path: str) -> int:
@@ -47,6 +51,7 @@ class Space:
         self._used_bytes = 0
         self._free_bytes = 0
         self._since_bytes = 0
+        self._hopeless_until_s = 0.0
         self.measure()
 
     def measure(self) -> int:
@@ -75,10 +80,11 @@ class Space:
             fits = self._fits(since)
             if fits:
                 self._since_bytes = since
-        if fits and since < REMEASURE_AFTER_BYTES:
+        if fits:
+            if since >= REMEASURE_AFTER_BYTES:
+                self.measure()
             return
-        self.measure()
-        if not fits and not self._fits(incoming_bytes):
+        if not self._wait_for_room(incoming_bytes):
             raise OutOfSpace(
                 "store",
                 "the cache",
@@ -86,6 +92,24 @@ class Space:
                 f"{format_size(self._free_bytes)} free",
                 "Pending instances must reach the cloud before there is room; see azekura status",
             )
+
+    def _wait_for_room(self, incoming_bytes: int) -> bool:
+        """Pause the sender while eviction may make room; at once say no where it did not lately."""
+        end_s = time.monotonic() + PAUSE_MAX_S
+        while True:
+            self.measure()
+            with self._lock:
+                if self._fits(incoming_bytes):
+                    self._since_bytes += incoming_bytes
+                    self._hopeless_until_s = 0.0
+                    return True
+            now_s = time.monotonic()
+            if now_s < self._hopeless_until_s:
+                return False
+            if now_s >= end_s:
+                self._hopeless_until_s = now_s + HOPELESS_S
+                return False
+            time.sleep(PAUSE_STEP_S)
 
     def _fits(self, since_bytes: int) -> bool:
         return (

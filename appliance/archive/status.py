@@ -50,7 +50,7 @@ def read_uplink_status(layout: Layout) -> UplinkStatus | None:
 
 
 def node_status(config: Config, layout: Layout, index: Index, clock: Clock) -> dict[str, Any]:
-    """Return the document of `status --json`: sizes in bytes, times in seconds, null for unknown."""
+    """Return the document of `status --json`: bytes, seconds, null for what is unknown."""
     with index.read() as view:
         counts = view.counts()
     now = clock.now()

@@ -1,7 +1,7 @@
 """The way to the cloud: seal, upload, ledger, verified. What runs in `azekura uplink`.
 
-Owns `packs/closed` → `packs/sealed`, the spool, and this node's ledger. One process at a time, under
-`state/uplink.lock`.
+Owns `packs/closed` → `packs/sealed`, the spool, and this node's ledger. One process at a time,
+under `state/uplink.lock`.
 
 Invariants:
 - A pack becomes verified in the index only after the ledger entry that names it is in the bucket.

@@ -1,13 +1,16 @@
 """One pack on its way: sealed on disk → encrypted in the spool → in the bucket → read back.
 
-Owns `spool/`. Ends with the `pack` record that the ledger needs; writing the ledger is not done here.
+Owns `spool/`. Ends with the `pack` record that the ledger needs; writing the ledger is not done
+here.
 
 Invariants:
 - The spool file and its note are durable before the first PUT and stay until the pack is verified:
-  encrypting again would give other bytes, and the bucket's copy could not be told from a stranger's.
-- A key that is taken is settled by its oldest version: our bytes → done; other bytes that decrypt to
-  our pack → adopted; anything else → an alarm, and nothing is overwritten.
-- Every member's sha256 is checked before the pack is encrypted: the bucket never gets a damaged pack.
+  encrypting again would give other bytes, and the bucket's copy could not be told from a
+  stranger's.
+- A key that is taken is settled by its oldest version: our bytes → done; other bytes that decrypt
+  to our pack → adopted; anything else → an alarm, and nothing is overwritten.
+- Every member's sha256 is checked before the pack is encrypted: the bucket never gets a damaged
+  pack.
 """
 
 import hashlib
@@ -129,13 +132,14 @@ class PackUpload:
         facts = []
         with PackReader(self._layout.sealed_path(pack_id)) as reader:
             for member in reader.members():
+                if not reader.verify(member):
+                    raise Damaged(
+                        "upload",
+                        f"pack {pack_id}",
+                        f"the member at {member.header_offset} is not what was received",
+                        "The only copy is damaged: ask the sender for it again",
+                    )
                 with reader.dataset(member) as dataset:
-                    if hashlib.sha256(dataset).digest() != member.sha256:
-                        raise Damaged(
-                            "upload", f"pack {pack_id}",
-                            f"the member at {member.header_offset} is not what was received",
-                            "The only copy is damaged: ask the sender for it again",
-                        )  # fmt: skip
                     facts.append(instance_facts(member, dataset))
         return facts
 

@@ -5,6 +5,7 @@ Changes nothing but `last_verified_at` of what was found good.
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -44,28 +45,29 @@ class Verification:
     def run(self, *, cloud: bool, sample: float, advance: Callable[[float], None]) -> Verified:
         """Check every local pack, and with `cloud` the proof of every copy in the bucket.
 
-        `sample` is the part (0–1) of the cloud copies whose bytes are read back and decrypted.
+        `sample` is the part (0 to 1) of the cloud copies whose bytes are read back and decrypted.
         """
         result = Verified()
         with self._index.read() as view:
             rows = list(view.packs())
         for row in rows:
             if row.local:
-                self._check(result, f"pack {row.pack_id} on disk", lambda: self._local(row.pack_id))
+                self._check(
+                    result, f"pack {row.pack_id} on disk", partial(self._local, row.pack_id)
+                )
                 result.local_packs += 1
             if cloud and row.cloud is not None:
-                cloud_facts = row.cloud
                 good = self._check(
                     result,
                     f"pack {row.pack_id} in the bucket",
-                    lambda: self._evictor.prove(cloud_facts),
+                    partial(self._evictor.prove, row.cloud),
                 )
                 result.cloud_packs += 1
                 if good and random.random() < sample:  # noqa: S311 - a sample, not a secret
                     good = self._check(
                         result,
                         f"pack {row.pack_id} read back",
-                        lambda: self._reread(cloud_facts),
+                        partial(self._reread, row.cloud),
                     )
                     result.reread_packs += 1
                 if good:

@@ -1,4 +1,4 @@
-"""`azekura demo`: a whole node with its own object store, keys and sample studies, in one folder."""
+"""`azekura demo`: a node with its own object store, keys and sample studies, in one folder."""
 
 import os
 from typing import Annotated

@@ -4,6 +4,8 @@ Owns where the configuration file is looked for. A command takes `Invocation` fr
 asks it for the configuration when it needs one, never at import.
 """
 
+import contextlib
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from appliance.cli.output import Output
 
 if TYPE_CHECKING:
     from appliance.config.model import Config
+    from appliance.daemons.parts import Parts
 
 DEFAULT_CONFIG_PATH = "/etc/azekura/azekura.toml"
 
@@ -30,6 +33,19 @@ class Invocation:
         from appliance.config.load import load
 
         return load(self.config_path)
+
+    @contextlib.contextmanager
+    def parts(self) -> Iterator["Parts"]:
+        """Give the node's parts over a block: paths, index, bucket. Only warnings are logged."""
+        from appliance.daemons.parts import Parts
+        from appliance.foundation import log
+
+        log.configure(json_lines=False, level="warning")
+        parts = Parts(self.config)
+        try:
+            yield parts
+        finally:
+            parts.close()
 
 
 def of(context: typer.Context) -> Invocation:

@@ -12,13 +12,9 @@ POLL_S = 0.3
 
 def _document(call: invocation.Invocation) -> dict[str, Any]:
     from appliance.archive.status import node_status
-    from appliance.daemons.parts import Parts
 
-    parts = Parts(call.config)
-    try:
+    with call.parts() as parts:
         return node_status(call.config, parts.layout, parts.index, parts.clock)
-    finally:
-        parts.close()
 
 
 def _text(found: dict[str, Any]) -> str:
@@ -29,17 +25,19 @@ def _text(found: dict[str, Any]) -> str:
         return unknown if value is None else format_duration(value)
 
     throttle = found["throttle_bytes_per_s"]
+    pending = format_size(found["pending_bytes"])
+    cached, capacity = format_size(found["cached_bytes"]), format_size(found["capacity_bytes"])
+    rate = format_size(found["upload_rate_bytes_per_s"])
+    limit = "off" if throttle is None else format_size(throttle) + "/s"
     lines = [
         f"{found['node']} ({found['role']}), link {found['link']}",
         f"archive   {found['studies']} studies, {found['instances']} instances",
-        f"pending   {found['pending_instances']} instances, {format_size(found['pending_bytes'])},"
-        f" oldest {duration('oldest_pending_age_s', 'none')},"
-        f" empty in {duration('time_to_drain_s', 'unknown')}",
-        f"cache     {format_size(found['cached_bytes'])} of {format_size(found['capacity_bytes'])},"
-        f" full in {duration('time_to_full_s', 'no foreseeable time')}",
-        f"upload    {format_size(found['upload_rate_bytes_per_s'])}/s,"
-        f" throttle {'off' if throttle is None else format_size(throttle) + '/s'},"
-        f" ledger at {found['ledger_sequence']}",
+        f"pending   {found['pending_instances']} instances, {pending}, "
+         f"oldest {duration('oldest_pending_age_s', 'none')}, "
+         f"empty in {duration('time_to_drain_s', 'unknown')}",
+        f"cache     {cached} of {capacity}, "
+         f"full in {duration('time_to_full_s', 'no foreseeable time')}",
+        f"upload    {rate}/s, throttle {limit}, ledger at {found['ledger_sequence']}",
     ]
     lines += [f"problem   {each['sentence']}" for each in found["problems"]]
     return "\n".join(lines)
@@ -65,7 +63,6 @@ def drain(
     """
     from appliance.archive.freshness import Freshness
     from appliance.archive.status import node_status
-    from appliance.daemons.parts import Parts
     from appliance.foundation.errors import UsageError
     from appliance.foundation.units import format_size, parse_duration_s
 
@@ -74,8 +71,7 @@ def drain(
         end_s = time.monotonic() + parse_duration_s(timeout)
     except ValueError as fault:
         raise UsageError("drain", "--timeout", str(fault)) from fault
-    parts = Parts(call.config)
-    try:
+    with call.parts() as parts:
         freshness = Freshness(parts.layout)
         fresh = freshness.wait()
         found = node_status(call.config, parts.layout, parts.index, parts.clock)
@@ -90,8 +86,6 @@ def drain(
                 found = node_status(call.config, parts.layout, parts.index, parts.clock)
                 advance(max(0, total - found["pending_instances"] - done))
                 done = max(done, total - found["pending_instances"])
-    finally:
-        parts.close()
     left = found["pending_instances"]
     if left or not fresh:
         text = f"{left} instances, {format_size(found['pending_bytes'])}, are still pending"

@@ -32,18 +32,14 @@ def list_studies(
 ) -> None:
     """List studies, oldest first."""
     from appliance.archive.studies import list_rows
-    from appliance.daemons.parts import Parts
 
     call = invocation.of(context)
-    parts = Parts(call.config)
-    try:
+    with call.parts() as parts:
         rows = [
             row
             for row in list_rows(parts.index, patient, accession, date, LIST_MAX)
             if not state or row["state"] == state
         ]
-    finally:
-        parts.close()
     call.output.table(
         rows,
         ("study_date", "patient_id", "patient_name", "accession_number", "modalities",
@@ -58,14 +54,10 @@ def show(
 ) -> None:
     """Show one study: for each instance where it came from, its hash, and how safe it is."""
     from appliance.archive.studies import show_study
-    from appliance.daemons.parts import Parts
 
     call = invocation.of(context)
-    parts = Parts(call.config)
-    try:
+    with call.parts() as parts:
         found = [show_study(parts.index, parts.layout, uid) for uid in _resolve(parts, study)]
-    finally:
-        parts.close()
     document: Any = found[0] if len(found) == 1 else found
     call.output.result(document, "\n\n".join(map(_study_text, found)))
 
@@ -80,10 +72,14 @@ def _study_text(found: dict[str, Any]) -> str:
     from appliance.foundation.units import format_size
 
     lines = [
-        f"{found['patient_name']} ({found['patient_id']}), {found['study_date']}, "
-        f"accession {found['accession_number'] or 'none'}",
-        f"study {found['study_instance_uid']}: {len(found['instances'])} instances, "
-        f"{found['state']}{', pinned' if found['pinned'] else ''}",
+        (
+            f"{found['patient_name']} ({found['patient_id']}), {found['study_date']}, "
+            f"accession {found['accession_number'] or 'none'}"
+        ),
+        (
+            f"study {found['study_instance_uid']}: {len(found['instances'])} instances, "
+            f"{found['state']}{', pinned' if found['pinned'] else ''}"
+        ),
     ]
     lines += [f"conflict: {each}" for each in found["conflicts"]]
     for each in found["instances"]:
@@ -100,19 +96,15 @@ def _ask(context: typer.Context, kind: str, study: str, **more: Any) -> None:
     import getpass
 
     from appliance.archive.requests import Request, RequestBox
-    from appliance.daemons.parts import Parts
 
     call = invocation.of(context)
-    parts = Parts(call.config)
-    try:
+    with call.parts() as parts:
         box = RequestBox(parts.files, parts.layout.requests)
         answers = []
         for uid in _resolve(parts, study):
             request = Request(kind=kind, study_instance_uid=uid, by=getpass.getuser(), **more)
             with call.output.progress(f"{kind} {uid}"):
                 answers.append(box.wait(box.put(request), ANSWER_TIMEOUT_S))
-    finally:
-        parts.close()
     for answer in answers:
         hint = f". {answer.hint}" if answer.hint and not answer.done else ""
         call.output.result(

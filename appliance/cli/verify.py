@@ -25,11 +25,9 @@ def verify(
     from appliance.archive.evict import Evictor
     from appliance.archive.pins import Pins
     from appliance.archive.verify import Verification
-    from appliance.daemons.parts import Parts
 
     call = invocation.of(context)
-    parts = Parts(call.config)
-    try:
+    with call.parts() as parts:
         store = parts.store()
         cache = call.config.cache
         evictor = Evictor(
@@ -41,8 +39,6 @@ def verify(
             total = view.counts().packs
         with call.output.progress("packs", total) as advance:
             result = run.run(cloud=cloud, sample=sample / 100, advance=advance)
-    finally:
-        parts.close()
     document = {
         "local_packs": result.local_packs,
         "cloud_packs": result.cloud_packs,
@@ -61,18 +57,13 @@ def verify(
 def rebuild_index(context: typer.Context) -> None:
     """Build the index anew from ledger and packs, while the node goes on, and switch to it."""
     from appliance.archive.rebuild import rebuild
-    from appliance.daemons.parts import Parts
 
     call = invocation.of(context)
-    parts = Parts(call.config)
-    try:
-        with call.output.progress("instances") as advance:
-            counts = rebuild(
-                parts.layout, parts.index, call.config.node.name, parts.identities(),
-                parts.store(), advance,
-            )  # fmt: skip
-    finally:
-        parts.close()
+    with call.parts() as parts, call.output.progress("instances") as advance:
+        counts = rebuild(
+            parts.layout, parts.index, call.config.node.name, parts.identities(),
+            parts.store(), advance,
+        )  # fmt: skip
     call.output.result(
         {"entries": counts.entries, "packs": counts.packs, "instances": counts.instances},
         f"index rebuilt: {counts.instances} instances in {counts.packs} packs, "

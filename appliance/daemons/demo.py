@@ -111,7 +111,7 @@ class Demo:
         self._config_path = os.path.join(data_dir, "azekura.toml")
 
     def run(self, *, once: bool) -> int:
-        """Run until Ctrl-C, or with `once` until the samples are verified; return the exit code."""
+        """Run until Ctrl-C, or with `once` until all is verified; return the exit code."""
         self._check_port()
         started_s = time.monotonic()
         running = Running()
@@ -146,7 +146,7 @@ class Demo:
                     bucket=BUCKET,
                     data=self._data,
                     study=study,
-                )  # fmt: skip
+                )
             )
             self._say(f"(ready after {time.monotonic() - started_s:.0f} s)")
             return 0 if once else running.wait()
@@ -162,9 +162,11 @@ class Demo:
                 sock.bind(("127.0.0.1", self._port))
             except OSError as cause:
                 raise UsageError(
-                    "start the demo", f"port {self._port}", cause.strerror or "",
+                    "start the demo",
+                    f"port {self._port}",
+                    cause.strerror or "",
                     "End what listens there, or give another --port",
-                ) from cause  # fmt: skip
+                ) from cause
 
     def _configure(self, endpoint_url: str) -> Config:
         """Write keys and configuration, or take those of an earlier run."""
@@ -181,9 +183,12 @@ class Demo:
             self._point_at(endpoint_url)
         else:
             text = _TOML.format(
-                data=self._data, port=self._port, endpoint=endpoint_url, bucket=BUCKET,
+                data=self._data,
+                port=self._port,
+                endpoint=endpoint_url,
+                bucket=BUCKET,
                 recovery=recovery,
-            )  # fmt: skip
+            )
             self._files.write_atomic(self._config_path, text.encode())
         return load(self._config_path)
 
@@ -209,7 +214,7 @@ class Demo:
             "AWS_SECRET_ACCESS_KEY": os.environ["AWS_SECRET_ACCESS_KEY"],
         }
         text = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
-        text += f'export PATH={shlex.quote(os.path.dirname(sys.executable))}:"$PATH"\n'
+        text += f'export PATH="$PATH":{shlex.quote(os.path.dirname(sys.executable))}\n'
         self._files.write_atomic(os.path.join(self._data, "environment"), text.encode(), 0o600)
 
     def _wait_for_port(self, stop: threading.Event) -> None:
@@ -233,9 +238,10 @@ class Demo:
                     return found
                 if time.monotonic() > end_s:
                     raise Busy(
-                        "start the demo", "the samples",
+                        "start the demo",
+                        "the samples",
                         f"{found['pending_instances']} are still pending",
-                    )  # fmt: skip
+                    )
                 stop.wait(POLL_S)
             return None
         finally:

@@ -8,8 +8,8 @@ import os
 
 from appliance.archive.archive import Archive
 from appliance.archive.commitment import CommitmentBook
-from appliance.archive.ingest import Ingest
 from appliance.archive.freshness import Freshness
+from appliance.archive.ingest import Ingest
 from appliance.archive.queries import Queries
 from appliance.archive.recall import Recaller
 from appliance.archive.retrieval import Retrieval
@@ -79,7 +79,7 @@ def run(config: Config, config_path: str, *, log_json: bool = True) -> int:
     acceptor.start()
     notify("READY=1")
     try:
-        return running.wait()
+        return running.wait(retrieval.sweep)
     finally:
         acceptor.stop(DRAIN_TIMEOUT_S if running.exit_code == 0 else 0.0)
         reporter.stop()

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 
 from appliance.foundation import log
 from appliance.foundation.errors import AzekuraError
@@ -45,11 +46,16 @@ class Running:
         self.exit_code = 1
         self.stop.set()
 
-    def wait(self) -> int:
-        """Wait until the end; return the exit code. Feeds the watchdog while it waits."""
+    def wait(self, tick: Callable[[], None] | None = None) -> int:
+        """Wait until the end; return the exit code.
+
+        Feeds the watchdog while it waits, and calls `tick` about every ten seconds.
+        """
         interval_s = _watchdog_interval_s()
         while not self.stop.wait(interval_s):
             notify("WATCHDOG=1")
+            if tick is not None:
+                tick()
         notify("STOPPING=1")
         return self.exit_code
 

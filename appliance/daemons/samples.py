@@ -9,6 +9,10 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pynetdicom import AE
+
 from appliance.foundation.errors import PeerUnavailable
 
 SAMPLE_AE = "MODALITY"
@@ -22,9 +26,6 @@ _STUDIES = (
 
 def sample_datasets() -> Iterator[Any]:
     """Yield pydicom datasets, study by study."""
-    from pydicom import dcmread
-    from pydicom.data import get_testdata_file
-
     for number, (file, slices, name, patient_id, date) in enumerate(_STUDIES, 1):
         path = get_testdata_file(file, download=False)
         assert path is not None, "pydicom brings it"
@@ -46,8 +47,6 @@ def sample_datasets() -> Iterator[Any]:
 
 def send_samples(host: str, port: int, called_ae: str) -> str:
     """Send the samples; return the first study's UID. PeerUnavailable when it does not work."""
-    from pynetdicom import AE
-
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

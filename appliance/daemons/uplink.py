@@ -27,7 +27,8 @@ from appliance.daemons.running import Running, notify
 from appliance.foundation import log
 from appliance.foundation.errors import AzekuraError, ConfigurationError, StorageFailed
 from appliance.foundation.files import FileLock
-from appliance.remote.link import Link, ObservedStore
+from appliance.remote.link import Link
+from appliance.remote.observed import ObservedStore
 from appliance.remote.orphans import abort_orphans
 from appliance.seal.signing import SigningKey
 

@@ -53,6 +53,11 @@ class PackReader:
         """Return the file's length in bytes now."""
         return os.fstat(self._fd).st_size
 
+    @property
+    def is_unlinked(self) -> bool:
+        """Return whether the pack has no name any more: it was evicted while it was open."""
+        return os.fstat(self._fd).st_nlink == 0
+
     def members(self, from_offset: int = 0, limit: int | None = None) -> Iterator[Member]:
         """Give the instances whose member begins at or behind `from_offset`, a header offset.
 
