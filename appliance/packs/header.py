@@ -40,8 +40,8 @@ FILE_META_MAX_BYTES = 64 * 1024
 HEAD_READ_BYTES = 4096
 USTAR_SIZE_MAX_BYTES = 8**11 - 1
 TEXT_MAX_BYTES = 1024
-# Holds the pax data of any member: five texts, and some 500 bytes of fixed size.
-STREAMED_PAX_BYTES = 6 * 1024
+# Holds the pax data of any member: seven texts, and some 500 bytes of fixed size.
+STREAMED_PAX_BYTES = 8 * 1024
 ZERO_BLOCK = bytes(BLOCK_BYTES)
 
 _CHECK_ZEROS = b"0" * 64
@@ -81,7 +81,7 @@ def pack_id_of(path: str) -> str:
     return path.rpartition("/")[2].partition(".")[0]
 
 
-def encode_head(  # noqa: PLR0917 -- runs for every instance; keywords cost
+def encode_head(
     pack_id: str,
     name: str,
     provenance: Provenance,

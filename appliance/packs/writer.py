@@ -59,7 +59,7 @@ class PackWriter:
         self.opened_monotonic_s = self._clock.monotonic_s()
         self.last_append_monotonic_s = self.opened_monotonic_s
 
-    def append(  # noqa: PLR0917 -- runs for every instance; keywords cost
+    def append(
         self,
         name: str,
         provenance: Provenance,

@@ -85,7 +85,8 @@ def test_append_gives_the_member_that_the_reader_finds(path):
 def test_append_cuts_texts_that_would_outgrow_the_headers(path, text):
     """No certificate subject makes a member that the reader then refuses."""
     writer = PackWriter(FileSystem(), path, samples.STUDY)
-    sender = Provenance(0, text, text, text, text)
+    texts = [text] * (len(Provenance.__struct_fields__) - 1)
+    sender = Provenance(0, *texts)
     writer.append("1.2/1.3.dcm", sender, samples.EXPLICIT, b"", b"x", bytes(32))
     writer.close()
     with PackReader(path) as reader:
@@ -333,7 +334,8 @@ def test_streamed_member_has_room_for_the_longest_texts(path, text):
     """The header space is reserved before the last word of the provenance is known."""
     stream = streamed(path)
     stream.write(b"x" * 100)
-    sender = Provenance(2**50, text, text, text, text)
+    texts = [text] * (len(Provenance.__struct_fields__) - 1)
+    sender = Provenance(2**50, *texts)
     stream.finish("1.2/1.2.3.dcm", sender, text, samples.CT_STORAGE)
     with PackReader(path) as reader:
         assert len(list(reader.members())) == 1
