@@ -41,7 +41,12 @@ class PackFile:
         self._step = STEP_FIRST_BYTES
         self._entry_durable = False
         self._failed: StorageFailed | None = None
-        self._durable = DurableLength(files, durable_path(path)) if announced else None
+        try:
+            self._durable = DurableLength(files, durable_path(path)) if announced else None
+        except BaseException:
+            files.close(self._fd)
+            files.unlink(path)
+            raise
 
     def check_usable(self) -> None:
         """Raise StorageFailed once a write or flush has failed, ValueError once closed."""

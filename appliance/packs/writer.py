@@ -167,6 +167,7 @@ class StreamedMember:
         self._file_meta = b""
         self._dataset_offset = 0
         self._flushed = 0
+        self._finished = False
         self.path = path
         self.pack_id = self._file.pack_id
         self.length = 0
@@ -230,6 +231,7 @@ class StreamedMember:
         self._file.write(self.size, [padding], self.size)
         self._file.write(self.size, [head], 0)
         self._file.finish(end)
+        self._finished = True
         return Member(
             name,
             0,
@@ -244,6 +246,7 @@ class StreamedMember:
         )
 
     def abort(self) -> None:
-        """Let go of the file and remove it: nothing of it counts."""
+        """Let go of the file and remove it: nothing of it counts. A finished instance stays."""
         self._file.release()
-        self._files.unlink(self.path)
+        if not self._finished:
+            self._files.unlink(self.path)

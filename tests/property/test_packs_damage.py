@@ -1,5 +1,6 @@
 """Damage of any kind, anywhere: no undamaged member is lost, no damaged one is returned."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.foundation.errors import UnsupportedFormat
+from appliance.foundation.errors import Damaged, UnsupportedFormat
 from appliance.foundation.files import FileSystem
 from appliance.packs.member import Member
 from appliance.packs.reader import PackReader
@@ -90,6 +91,8 @@ def test_recover_returns_exactly_the_undamaged_members(pristine, damage):
     try:
         path = samples.pack_path(folder)
         Path(path).write_bytes(content)
+        with contextlib.suppress(Damaged, UnsupportedFormat), PackReader(path) as reader:
+            list(reader.members())
         try:
             recovered = recover(FileSystem(), path, str(folder / "aside"))
         except UnsupportedFormat:

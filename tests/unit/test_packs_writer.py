@@ -300,6 +300,13 @@ def test_a_pack_is_never_opened_for_appending_twice(path):
         PackWriter(FileSystem(), path, samples.STUDY)
 
 
+def test_a_pack_that_could_not_be_begun_leaves_no_file(path):
+    """A full disk does not fill up with empty packs."""
+    with pytest.raises(OutOfSpace):
+        PackWriter(samples.FailingFiles(1, samples.full_disk), path, samples.STUDY)
+    assert not os.path.exists(path)
+
+
 def streamed(path: str, files: FileSystem | None = None) -> StreamedMember:
     member = StreamedMember(files or FileSystem(), path)
     member.begin(samples.file_meta("1.2.3"))
@@ -324,6 +331,7 @@ def test_streamed_member_is_read_like_any_other(path):
     with PackReader(path) as reader:
         assert list(reader.members()) == [member]
         assert reader.read_dataset(member) == b"".join(pieces)
+    stream.abort()
     assert os.path.getsize(path) == member.member_end
     with tarfile.open(path) as tar:
         assert tar.getnames() == ["1.2/1.2.3.dcm"]
