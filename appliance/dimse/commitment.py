@@ -40,9 +40,10 @@ class CommitmentService:
             return
         context = association.contexts[command.context_id]
         raw = bytes(association.read_dataset())
-        item = self._book.request(read_request(association, raw, context.transfer_syntax))
-        self._answer(association, command, status.SUCCESS)
-        self._reporter.attach(item, association)
+        request = read_request(association, raw, context.transfer_syntax)
+        with self._reporter.asked(request, association):
+            self._book.request(request)
+            self._answer(association, command, status.SUCCESS)
 
     def _answer(self, association: Association, command: Command, code: int) -> None:
         association.skip_dataset()

@@ -156,6 +156,7 @@ class MessageReader:
             # the small instance: it is used where it was received
             self._connection.need(left, self._pdu_deadline_s)
             self.dataset_open = False
+            self._pdv_left = 0
             return self._connection.view(left), True
         return self._gather(part_bytes)
 

@@ -30,6 +30,12 @@ _UNIQUE_KEYS = {
 }
 _LEVELS = {"PATIENT": tuple(Level), "STUDY": tuple(Level)[1:]}
 _RELATIONAL_BYTE = 0
+_ANSWERED_AT_EVERY_LEVEL = frozenset({
+    0x00080005,  # SpecificCharacterSet
+    0x00080054,  # RetrieveAETitle
+    0x00080056,  # InstanceAvailability
+    0x00080201,  # TimezoneOffsetFromUTC
+})  # fmt: skip
 
 RELATIONAL = b"\x01"
 """The SOP Class Extended Negotiation we accept of every Query/Retrieve class (PS3.4 C.5)."""
@@ -115,7 +121,9 @@ def unanswered_keys(query: Query) -> list[int]:
     below = [
         tag
         for tag in query.identifier.requested
-        if (attribute := BY_TAG.get(tag)) is not None and levels.index(attribute.level) > depth
+        if tag not in _ANSWERED_AT_EVERY_LEVEL
+        and (attribute := BY_TAG.get(tag)) is not None
+        and levels.index(attribute.level) > depth
     ]
     return [*query.identifier.unsupported, *below]
 

@@ -4,16 +4,22 @@ Owns the thread that settles the archive's book and the ways to the peers. Decid
 instance. Invariants:
 - A report is sent under the title that was called, and marked reported only when the peer has
   answered it with Success.
-- At most one report at a time is on its way on an association, and one batch to an address.
+- At most one batch of reports is on its way on an association, and one batch to an address.
 - A peer that can't be reached delays nobody but itself.
 """
 
+import contextlib
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from appliance.archive.commitment import CommitmentBook, Transaction
+from appliance.archive.commitment import (
+    CommitmentBook,
+    CommitmentRequest,
+    Transaction,
+    transaction_key,
+)
 from appliance.config.model import Dicom, Peer
 from appliance.dicom import status, uid
 from appliance.dimse.association import Association
@@ -53,9 +59,12 @@ class Route(NamedTuple):
 
 
 class _Posted:
-    """A report handed to the thread of a peer's association. Guarded by the reporter's lock."""
+    """Reports handed to the thread of a peer's association. Guarded by the reporter's lock."""
 
-    def __init__(self, association: Association, deadline_monotonic_s: float) -> None:
+    def __init__(
+        self, items: list[Transaction], association: Association, deadline_monotonic_s: float
+    ) -> None:
+        self.items = items
         self.association = association
         self.deadline_monotonic_s = deadline_monotonic_s
         self.started = False
@@ -66,7 +75,7 @@ class Reporter:
     """The reporter of one process.
 
     Its thread calls `settle` and `due` and starts the others. `_lock` guards `_origins`,
-    `_callers`, `_posted`, `_busy` and `_routes`, which association threads touch too.
+    `_callers`, `_posted`, `_busy`, `_held` and `_routes`, which association threads touch too.
     """
 
     def __init__(
@@ -88,8 +97,9 @@ class Reporter:
         self._lock = threading.Lock()
         self._origins: dict[str, Association] = {}  # by transaction: where it was asked
         self._callers: dict[str, Association] = {}  # by calling AE title: the latest that asked
-        self._posted: dict[str, _Posted] = {}  # by transaction
+        self._posted: list[_Posted] = []
         self._busy: set[str] = set()  # transactions whose report is on its way
+        self._held: set[str] = set()  # transactions whose request is not answered yet
         self._routes: set[Route] = set()  # with a thread that is sending
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="commitment-reporter", daemon=True)
@@ -105,13 +115,24 @@ class Reporter:
         if self._thread.ident is not None:
             self._thread.join(STOP_MAX_S)
 
-    def attach(self, item: Transaction, association: Association) -> None:
-        """Remember on which association a transaction was asked for; from any thread."""
+    @contextlib.contextmanager
+    def asked(self, request: CommitmentRequest, association: Association) -> Iterator[None]:
+        """Remember where a transaction is asked for; from any thread.
+
+        No report of it is sent before the block ends: the answer to the request comes first.
+        """
+        key = transaction_key(request.calling_ae, request.transaction_uid)
         with self._lock:
-            self._origins[item.key] = association
-            self._callers[item.calling_ae] = association
-        self._book.hurry(item.calling_ae)
-        self._book.changed.set()
+            self._origins[key] = association
+            self._callers[request.calling_ae] = association
+            self._held.add(key)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.discard(key)
+            self._book.hurry(request.calling_ae)
+            self._book.changed.set()
 
     # --- the reporter's thread
 
@@ -140,19 +161,22 @@ class Reporter:
         self._book.settle()
         self._watch()
         batches: dict[Route, list[Transaction]] = {}
+        posts: dict[Association, list[Transaction]] = {}
         for item in self._book.due():
             with self._lock:
-                if item.key in self._busy:
+                if item.key in self._busy or item.key in self._held:
                     continue
             peer = self._dicom.peer_calling(item.calling_ae, item.peer_address)
             association = self._association_for(item, peer)
-            if association is not None and self._post(item, association):
-                continue
             route = self._route(item, peer)
-            if route is None:
-                self._book.mark_failed(item.key)
-            else:
+            if association is not None:
+                posts.setdefault(association, []).append(item)
+            elif route is not None:
                 batches.setdefault(route, []).append(item)
+            else:
+                self._book.mark_failed(item.key)
+        for association, items in posts.items():
+            self._post(items[:BATCH_COUNT], association)
         for route, items in batches.items():
             self._begin(route, items[:BATCH_COUNT])
 
@@ -161,8 +185,7 @@ class Reporter:
         if peer is None:
             return None
         with self._lock:
-            # an origin serves one attempt: whoever did not take its report is called
-            origin = self._origins.pop(item.key, None)
+            origin = self._origins.get(item.key)
             if peer.commit_report == "same" and origin is not None and origin.is_open:
                 return origin
             caller = self._callers.get(item.calling_ae)
@@ -179,62 +202,66 @@ class Reporter:
 
     # --- on the peer's association
 
-    def _post(self, item: Transaction, association: Association) -> bool:
-        posted = _Posted(association, self._clock.monotonic_s() + SAME_ASSOCIATION_MAX_S)
+    def _post(self, items: list[Transaction], association: Association) -> None:
+        posted = _Posted(items, association, self._clock.monotonic_s() + SAME_ASSOCIATION_MAX_S)
         with self._lock:
-            if any(other.association is association for other in self._posted.values()):
-                self._origins[item.key] = association  # its turn comes
-                return True
-            self._posted[item.key] = posted
-            self._busy.add(item.key)
-        if association.post(lambda own: self._send_on(own, item, posted)):
-            return True
-        self._end_posted(item.key)
-        return False
+            if any(other.association is association for other in self._posted):
+                return  # its turn comes
+            self._posted.append(posted)
+            for item in items:
+                # an origin serves one attempt: whoever did not take its report is called
+                self._origins.pop(item.key, None)
+                self._busy.add(item.key)
+        if not association.post(lambda own: self._send_on(own, posted)):
+            self._end_posted(posted)
 
-    def _send_on(self, association: Association, item: Transaction, posted: _Posted) -> None:
+    def _send_on(self, association: Association, posted: _Posted) -> None:
         with self._lock:
             if posted.withdrawn:
                 return
             posted.started = True
-        confirmed = False
         try:
-            code = send_report(association, item, REPORT_RESPONSE_MAX_S)
-            confirmed = code == status.SUCCESS
-            if not confirmed:
+            for item in posted.items:
+                code = send_report(association, item, REPORT_RESPONSE_MAX_S)
+                self._finish(item, code, "same association")
+        except DatasetMismatch:  # no context for reports on it
+            for item in posted.items:
                 self._book.mark_failed(item.key)
-                _log.warning("commitment_report_refused", status=code)
-        except DatasetMismatch:
-            self._book.mark_failed(item.key)
         finally:
-            if confirmed:
-                self._book.mark_reported(item.key)
-                _log.info("commitment_reported", on="same association")
-            self._end_posted(item.key)
+            self._end_posted(posted)
             self._book.changed.set()
+
+    def _finish(self, item: Transaction, code: int, where: str) -> None:
+        if code == status.SUCCESS:
+            self._book.mark_reported(item.key)
+            _log.info("commitment_reported", on=where)
+        else:
+            self._book.mark_failed(item.key)
+            _log.warning("commitment_report_refused", status=code)
 
     def _watch(self) -> None:
         """Take back what the peer's association did not get to send."""
         now_s = self._clock.monotonic_s()
         with self._lock:
             stale = [
-                key
-                for key, posted in self._posted.items()
+                posted
+                for posted in self._posted
                 if not posted.started
                 and (not posted.association.is_open or now_s >= posted.deadline_monotonic_s)
             ]
-            for key in stale:
-                self._posted[key].withdrawn = True
+            for posted in stale:
+                posted.withdrawn = True
             closed = [key for key, origin in self._origins.items() if not origin.is_open]
             for key in closed:
                 del self._origins[key]
-        for key in stale:
-            self._end_posted(key)
+        for posted in stale:
+            self._end_posted(posted)
 
-    def _end_posted(self, key: str) -> None:
+    def _end_posted(self, posted: _Posted) -> None:
         with self._lock:
-            self._posted.pop(key, None)
-            self._busy.discard(key)
+            if posted in self._posted:
+                self._posted.remove(posted)
+                self._busy.difference_update(item.key for item in posted.items)
 
     # --- on an association of our own
 
@@ -256,12 +283,7 @@ class Reporter:
                 for item in items:
                     code = send_report(association, item, REPORT_RESPONSE_MAX_S)
                     waiting.discard(item.key)
-                    if code == status.SUCCESS:
-                        self._book.mark_reported(item.key)
-                        _log.info("commitment_reported", on="new association")
-                    else:
-                        self._book.mark_failed(item.key)
-                        _log.warning("commitment_report_refused", status=code)
+                    self._finish(item, code, "new association")
             finally:
                 association.release()
         except StorageFailed as error:
