@@ -201,6 +201,14 @@ class Index:
             if freed:
                 log.get("index").warning("index_readers_freed", count=freed)
 
+    def used_bytes(self) -> int:
+        """Return the size of the current generation's data file in bytes."""
+        generation = self.enter()
+        try:
+            return generation.environment.used_bytes()
+        finally:
+            self.leave(generation)
+
     def find_sop(self, sop_instance_uid: str) -> list[FoundInstance]:
         """Return the instances with this UID, one for each study that has it, hidden ones too."""
         with ReadBlock(self) as view:

@@ -161,8 +161,8 @@ class Settlement:
             state.take(now, 1)
             order = now.newest.order
             if state.newest is None or order >= state.newest:
-                # A study that stays the newest and does not fall back needs no search.
-                state.stale = state.stale and state.newest_study != study
+                # Nothing else was above the old newest, so this one needs no search.
+                state.stale = False
                 state.newest, state.newest_study = order, study
 
     def _study_set_of(self, row: StudyRow | None) -> bytes | None:
