@@ -314,13 +314,20 @@ def context(context_id=1, abstract_syntax=CT, transfer_syntax=EXPLICIT, **roles)
     return Context(context_id, abstract_syntax, transfer_syntax, **roles)
 
 
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        theirs = socket.create_connection(server.getsockname(), 10)
+        ours, _ = server.accept()
+    theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return ours, theirs
+
+
 @contextlib.contextmanager
 def linked(
     *contexts: Context, limits: Limits | None = None, max_pdu_send_bytes: int = 16384, caller=None
 ) -> Iterator[tuple[Association, socket.socket]]:
     """Yield an accepted association and the raw socket of its peer."""
-    ours, theirs = socket.socketpair()
-    theirs.settimeout(10)
+    ours, theirs = tcp_pair()
     limits = limits or Limits()
     terms = Terms(
         "CALLER", AE_TITLE,

@@ -186,12 +186,12 @@ def test_a_reader_that_never_reads_costs_a_deadline_and_no_more():
 
 def test_a_reader_that_dribbles_is_cut_by_the_same_deadline():
     stop = threading.Event()
-    with linked(limits=Limits(send_s=0.3)) as (association, sock):
+    with linked(limits=Limits(send_s=0.3, send_batch_bytes=2**24)) as (association, sock):
 
         def dribble() -> None:
             while not stop.wait(0.005):
                 try:
-                    sock.recv(512)
+                    sock.recv(65536)
                 except OSError:
                     return
 

@@ -129,6 +129,26 @@ def test_a_stream_that_fails_is_read_to_its_end_and_refused(error):
     assert archive.streams_aborted == isinstance(error, StreamFailure)
 
 
+@pytest.mark.parametrize("error", [OutOfSpace("open the stream"), StreamFailure("write")])
+def test_a_failure_is_answered_only_after_the_message_was_read(error):
+    dispatcher = Dispatcher([storage_service(RecordingArchive(failures=[error]))])
+    unread_when_answered = []
+    with linked(limits=LARGE) as (association, sock):
+        send_response = association.send_response
+
+        def watched(context_id, command):
+            unread_when_answered.append(association._reader.dataset_open)
+            send_response(context_id, command)
+
+        association.send_response = watched
+        raw = store_message(bytes(1_000_000)) + pdu.RELEASE_RQ
+        thread = threading.Thread(target=sock.sendall, args=(raw,))
+        thread.start()
+        dispatcher.serve(association)
+        thread.join()
+    assert unread_when_answered == [False]
+
+
 def test_a_stream_whose_sender_dies_is_aborted():
     archive = RecordingArchive()
     dispatcher = Dispatcher([storage_service(archive)])
