@@ -1,7 +1,6 @@
 """The book of commitment transactions: what it decides, writes, repeats and gives up."""
 
 import os
-from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -18,28 +17,9 @@ from appliance.archive.commitment import (
 )
 from appliance.foundation.errors import LimitExceeded, NotFound, OutOfSpace, Refused
 from appliance.foundation.files import FileSystem
+from tests.support.manual_clock import ManualClock
 
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
-
-
-class ManualClock:
-    """Time that passes only when it is told to."""
-
-    def __init__(self):
-        self.at = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def now(self):
-        return self.at
-
-    def monotonic_s(self):
-        return self.at.timestamp()
-
-    def wait(self, event, timeout_s):
-        self.advance(timeout_s)
-        return event.is_set()
-
-    def advance(self, seconds):
-        self.at += timedelta(seconds=seconds)
 
 
 class World:
@@ -220,14 +200,14 @@ def test_book_waits_longer_between_attempts_and_gives_up_after_days(world):
     key = world.book.due()[0].key
     waits = []
     while world.state() == DUE:
-        before = world.clock.at
+        before = world.clock.now()
         world.book.mark_failed(key)
         assert world.book.due() == []
         if world.state() == DUE:
             item = world.book.find("CT1", "1.2.3")
-            world.clock.advance(item.next_attempt_at_us / 1e6 - world.clock.at.timestamp())
+            world.clock.advance(item.next_attempt_at_us / 1e6 - world.clock.now().timestamp())
             assert len(world.book.due()) == 1
-            waits.append((world.clock.at - before).total_seconds())
+            waits.append((world.clock.now() - before).total_seconds())
     assert waits[:4] == [15, 30, 60, 120]
     assert max(waits) == commitment.RETRY_MAX_S
     assert world.state() == GIVEN_UP
