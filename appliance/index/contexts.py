@@ -191,10 +191,8 @@ class ContextWriter:
         )
         body = encode(context)
         key = digest(body)
-        if self._overlay.get(Table.STUDY_SET, study_key) is None:
-            self._overlay.put(Table.STUDY_SET, study_key, study_body)
-        if self._overlay.get(Table.CONTEXT, key) is None:
-            self._overlay.put(Table.CONTEXT, key, body)
+        self._overlay.put(Table.STUDY_SET, study_key, study_body)
+        self._overlay.put(Table.CONTEXT, key, body)
         shared = Shared(key, context, study_attributes)
         self._cache.keep(shared)
         return shared

@@ -7,6 +7,7 @@ Invariants:
 """
 
 import hashlib
+import re
 from functools import lru_cache
 
 UID_LENGTH_MAX = 64
@@ -22,6 +23,7 @@ _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _TO_BASE32 = str.maketrans(_CROCKFORD, "0123456789abcdefghijklmnopqrstuv")
 _PACK_ID_LENGTH = 26
 _PACK_ID_BYTES = 16
+_PACK_ID = re.compile(f"[0-7][{_CROCKFORD}]{{{_PACK_ID_LENGTH - 1}}}")
 
 
 def pack_uid(uid: str) -> bytes:
@@ -96,14 +98,8 @@ def _text_of(raw: bytes) -> str:
 @lru_cache(maxsize=4096)
 def pack_reference(pack_id: str) -> bytes:
     """Return a pack id as 16 bytes; a text that is no pack id as 0xFF and its text key."""
-    if len(pack_id) == _PACK_ID_LENGTH and pack_id[0] in "01234567":
-        try:
-            value = int(pack_id.translate(_TO_BASE32), 32)
-        except ValueError:
-            value = 0
-        reference = value.to_bytes(_PACK_ID_BYTES, "big")
-        if pack_id_of(reference) == pack_id:
-            return reference
+    if _PACK_ID.fullmatch(pack_id):
+        return int(pack_id.translate(_TO_BASE32), 32).to_bytes(_PACK_ID_BYTES, "big")
     return b"\xff" + text_key(pack_id)
 
 

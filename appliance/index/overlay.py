@@ -10,6 +10,7 @@ from appliance.index.environment import Environment
 from appliance.index.schema import Table, open_value, seal_value
 
 _ABSENT = object()
+_NAMED_BY_CONTENT = frozenset({Table.CONTEXT, Table.STUDY_SET})
 
 
 class Overlay:
@@ -55,7 +56,7 @@ class Overlay:
                 else:
                     put.append((key, seal_value(key, body)))
             with self._transaction.cursor(self._tables[table]) as cursor:
-                cursor.putmulti(put)
+                cursor.putmulti(put, overwrite=table not in _NAMED_BY_CONTENT)
             pending.clear()
 
     def scan(self, table: Table, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:

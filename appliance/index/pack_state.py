@@ -4,6 +4,8 @@ Invariant: PENDING holds exactly the packs that no ledger names, by when they be
 that are named and here, by last use.
 """
 
+import copy
+
 from appliance.index.facts import CloudFacts
 from appliance.index.schema import Counters, StoredPack, Table
 
@@ -82,17 +84,17 @@ def merged_cloud(old: CloudFacts | None, new: CloudFacts) -> CloudFacts:
 
 
 class PackState:
-    """A pack under change, with the lists it stood in before."""
+    """A pack under change, with what it was before: `was_known` is false for a new one."""
 
-    __slots__ = ("counted_before", "listed_before", "pack", "reference")
+    __slots__ = ("before", "listed_before", "pack", "reference", "was_known")
 
     def __init__(self, reference: bytes, stored: StoredPack | None) -> None:
         self.reference = reference
-        self.pack = stored or StoredPack()
-        self.listed_before = listed_under(reference, stored) if stored else None
-        self.counted_before = Counters()
-        if stored:
-            counted(self.counted_before, stored, 1)
+        self.was_known = stored is not None
+        self.before = stored or StoredPack()
+        self.pack = copy.copy(stored) if stored is not None else StoredPack()
+        self.pack.studies = list(self.pack.studies)
+        self.listed_before = listed_under(reference, stored) if stored is not None else None
 
     def received(self, at_us: int, length: int) -> None:
         """Count a member that was not known before."""

@@ -230,8 +230,5 @@ class Settlement:
                 self._overlay.put(*listed, b"")
         self._overlay.put(Table.PACK, reference, encode(pack))
         counted(counters, pack, 1)
-        before = state.counted_before
-        for field in Counters.__struct_fields__:
-            change = getattr(before, field)
-            if change:
-                setattr(counters, field, getattr(counters, field) - change)
+        if state.was_known:
+            counted(counters, state.before, -1)

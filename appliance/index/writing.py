@@ -34,8 +34,9 @@ from appliance.index.served import by_version, order_of
 from appliance.index.settling import Settlement
 from appliance.index.study_state import Contribution, SeriesState, StudyState
 
-PENDING_RECORDS_MAX: Final = 200_000
-"""Records gathered in memory before they are handed to LMDB within a transaction."""
+GATHERED_MAX: Final = 16_000
+"""Records gathered before they are handed to LMDB within a transaction. With many more, Python's
+garbage collector walks over them again and again."""
 
 
 class WriteTransaction:
@@ -49,6 +50,7 @@ class WriteTransaction:
         self._packs: dict[bytes, PackState] = {}
         self._settlement = Settlement(self.overlay, cache)
         self._gathered = 0
+        self._anything_hidden = self.overlay.entries(Table.VISIBILITY) > 0
 
     def apply_pack(self, facts: PackFacts, indexed_length: int = 0) -> int:
         """Take a pack's members in; return how many of them were new.
@@ -76,7 +78,7 @@ class WriteTransaction:
             if self._add_member(study, state, facts.node, instance):
                 added += 1
         self._gathered += 2 * added + 16
-        if self._gathered >= PENDING_RECORDS_MAX:
+        if self._gathered >= GATHERED_MAX:
             self.flush()
         return added
 
@@ -272,6 +274,7 @@ class WriteTransaction:
         if part in parts:
             return
         was_hidden = bool(parts) and parts[-1].hidden
+        self._anything_hidden = True
         parts.append(part)
         parts.sort()
         self.overlay.put(Table.VISIBILITY, key, encode(parts))

@@ -33,10 +33,11 @@ FIRST_DAY = date(1998, 1, 1)
 PRIME = 2_654_435_761
 
 KANA = "アイウエオカキクケコサシスセソタチツテトナニヌネノハヒフヘホマミムメモヤユヨラリルレロワ"
-ROMAJI = (
+SYLLABLES = (
     "a i u e o ka ki ku ke ko sa shi su se so ta chi tsu te to na ni nu ne no ha hi fu he ho "
     "ma mi mu me mo ya yu yo ra ri ru re ro wa"
-).split()
+)
+ROMAJI = SYLLABLES.split()
 KANJI = "山田中村鈴木佐藤高橋伊渡辺小林加吉斎松本井口清水森池阿部石川原島長谷近坂遠青福西太三岡"
 GIVEN = [("Tarou", "太郎", "タロウ"), ("Hanako", "花子", "ハナコ"), ("Ken", "健", "ケン")]
 LATIN = ["Maria^Anna", "John^Robert", "Søren", "Zoë^Marie"]
@@ -54,7 +55,11 @@ def family(number: int) -> tuple[str, str, str]:
         scattered, digit = divmod(scattered, len(ROMAJI))
         syllables.append(digit)
     latin = "".join(ROMAJI[digit] for digit in syllables).capitalize()
-    return latin, "".join(KANJI[d] for d in syllables[:3]), "".join(KANA[d] for d in syllables)
+    return (
+        latin,
+        "".join(KANJI[d % len(KANJI)] for d in syllables[:3]),
+        "".join(KANA[d] for d in syllables),
+    )
 
 
 def patient_of(study: int, study_count: int) -> int:
