@@ -28,6 +28,7 @@ from appliance.packs.reader import PackReader
 BATCH_INSTANCES_MAX = 1000
 IDLE_S = 0.01
 LAZY_S = 0.25
+PACKS_MAX = 2**31
 
 _log = log.get("indexer")
 
@@ -83,11 +84,10 @@ class Indexer:
         for writer in self._layout.writers():
             here |= set(packs_in(self._layout.writer_directory(writer)))
         with self._index.read() as view:
-            wrong = [
-                (row.pack_id, row.pack_id in here)
-                for row in view.packs()
-                if row.local != (row.pack_id in here)
-            ]
+            local = {row.pack_id for row in view.pending(PACKS_MAX) if row.local}
+            local |= {row.pack_id for row in view.evictable(PACKS_MAX)}
+            wrong = [(pack_id, False) for pack_id in local - here]
+            wrong += [(pack_id, True) for pack_id in here - local if view.pack(pack_id)]
         if wrong:
             with self._index.write() as txn:
                 for pack_id, local in wrong:

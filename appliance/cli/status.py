@@ -29,14 +29,15 @@ def _text(found: dict[str, Any]) -> str:
     cached, capacity = format_size(found["cached_bytes"]), format_size(found["capacity_bytes"])
     rate = format_size(found["upload_rate_bytes_per_s"])
     limit = "off" if throttle is None else format_size(throttle) + "/s"
+    count = found["pending_instances"]
+    oldest = duration("oldest_pending_age_s", "none")
+    empty = duration("time_to_drain_s", "unknown")
+    full = duration("time_to_full_s", "no foreseeable time")
     lines = [
         f"{found['node']} ({found['role']}), link {found['link']}",
         f"archive   {found['studies']} studies, {found['instances']} instances",
-        f"pending   {found['pending_instances']} instances, {pending}, "
-         f"oldest {duration('oldest_pending_age_s', 'none')}, "
-         f"empty in {duration('time_to_drain_s', 'unknown')}",
-        f"cache     {cached} of {capacity}, "
-         f"full in {duration('time_to_full_s', 'no foreseeable time')}",
+        f"pending   {count} instances, {pending}, oldest {oldest}, empty in {empty}",
+        f"cache     {cached} of {capacity}, full in {full}",
         f"upload    {rate}/s, throttle {limit}, ledger at {found['ledger_sequence']}",
     ]
     lines += [f"problem   {each['sentence']}" for each in found["problems"]]
