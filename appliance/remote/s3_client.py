@@ -92,7 +92,8 @@ def make_client(
         parameter_validation=False,
         # The signed checksum header binds the body; over https it need not be hashed twice.
         s3={
-            "addressing_style": "path" if custom else "auto",
+            # "auto" would sign URLs for the global host, which redirects out of the region.
+            "addressing_style": "path" if custom else "virtual",
             "payload_signing_enabled": False,
             "us_east_1_regional_endpoint": "regional",
         },

@@ -197,11 +197,11 @@ def _of_answer(operation: str, key: str, failure: ClientError, qualifier: str) -
     status = int(metadata.get("HTTPStatusCode", 0))
     headers = metadata.get("HTTPHeaders", {})
     code = str(error.get("Code", "") or status)
-    cause = f"{status} {code}: {error.get('Message', '')}".rstrip(": ")
-    if not answered_by_store(headers) and status != 0 and status < 500:
-        return CloudUnavailable(operation, key, cause, PORTAL_HINT)
     if code.isdigit():  # an answer without a body, to a HEAD
         code = _code_of_status(operation, status)
+    cause = f"{status} {code}: {error.get('Message', '')}".strip(": ")
+    if not answered_by_store(headers) and status != 0 and status < 500:
+        return CloudUnavailable(operation, key, cause, PORTAL_HINT)
     if code == "AuthorizationHeaderMalformed" and "Region" not in error:
         code = "SignatureDoesNotMatch"
     kind = _KINDS.get(code)

@@ -80,7 +80,8 @@ class TokenBucket:
         self._fill(now_s)
         # A piece cut before the rate fell may exceed the burst: it waits for a full bucket.
         missing = min(size_bytes, self.burst_bytes) - self._tokens
-        return 0.0 if missing <= 1e-6 else missing / self.rate_bytes_per_s
+        # Less than a byte is granted as a debt: no clock tells so short a wait.
+        return 0.0 if missing < 1.0 else missing / self.rate_bytes_per_s
 
     def take(self, size_bytes: int) -> None:
         """Spend tokens; may leave a debt, which later takes wait for."""
@@ -172,8 +173,7 @@ class Throttle:
             if not self._waiters and self._may_go(size_bytes, now_s):
                 self._grant(size_bytes, now_s)
                 return
-            waiter = _Waiter(lane, next(self._numbers), now_s, size_bytes)
-            self._waiters.append(waiter)
+            waiter = self._enqueue(size_bytes, lane)
         try:
             while not self._try(waiter):
                 pass
@@ -182,6 +182,12 @@ class Throttle:
                 if waiter in self._waiters:  # an exception, not a grant
                     self._waiters.remove(waiter)
                 self._wake()
+
+    def _enqueue(self, size_bytes: int, lane: Lane) -> _Waiter:
+        now_s = self._clock.monotonic_s()
+        waiter = _Waiter(lane, next(self._numbers), now_s, size_bytes)
+        self._waiters.append(waiter)
+        return waiter
 
     def _try(self, waiter: _Waiter) -> bool:
         with self._lock:
