@@ -29,7 +29,7 @@ class GetService:
         wanted = self._archive.select(query)
         progress = Progress(association, command, len(wanted))
         with progress.ticking():
-            sender = InstanceSender(association, self._transcoder, sending=progress.sending)
+            sender = InstanceSender(association, self._transcoder, using=progress.using)
             cancelled = perform(self._archive, wanted, progress, sender.send)
         final = progress.finish(cancelled=cancelled)
         _log.info(

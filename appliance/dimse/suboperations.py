@@ -4,7 +4,8 @@ Owns what both services share. Invariants:
 - Every selected instance is counted once: remaining + completed + failed + warning = total.
 - While an operation runs, its requestor hears Pending at least every PENDING_INTERVAL_MAX_S,
   whatever is being waited for.
-- Two threads never send on one association at a time: `Progress.sending` is held for it.
+- Two threads never use the requestor's association at a time: `Progress.using` is held for it
+  (before Python 3.13 a TLS connection breaks when one thread reads while another writes).
 """
 
 import contextlib
@@ -62,12 +63,12 @@ def outcome_of(store_status: int) -> str:
 class Progress:
     """The counts of one C-MOVE or C-GET, and its responses.
 
-    The association's thread owns it; its ticker thread only sends Pending. `sending` guards the
-    association's sending side and `_sent_monotonic_s`.
+    The association's thread owns it; its ticker thread only sends Pending. `using` guards the
+    requestor's association and `_sent_monotonic_s`.
     """
 
     def __init__(self, association: Association, command: Command, total: int) -> None:
-        self.sending = threading.RLock()
+        self.using = threading.RLock()
         self.remaining = total
         self.completed = 0
         self.warned = 0
@@ -94,7 +95,7 @@ class Progress:
     def _tick(self) -> None:
         wait_s = PENDING_INTERVAL_MAX_S
         while not self._ended.wait(wait_s):
-            with self.sending:
+            with self.using:
                 since_s = time.monotonic() - self._sent_monotonic_s
                 if since_s >= PENDING_INTERVAL_MAX_S and not self._ended.is_set():
                     try:
@@ -107,7 +108,7 @@ class Progress:
 
     def count(self, outcome: str, sop_instance_uid: str) -> None:
         """Count one finished sub-operation, and tell the requestor if it has not just been told."""
-        with self.sending:
+        with self.using:
             self.remaining -= 1
             if outcome == COMPLETED:
                 self.completed += 1
@@ -127,7 +128,8 @@ class Progress:
     def cancelled(self) -> bool:
         """Tell whether the requestor has cancelled; AssociationLost when it is gone."""
         self.check()
-        return self._association.cancelled(self._command.message_id)
+        with self.using:
+            return self._association.cancelled(self._command.message_id)
 
     def _send_pending(self) -> None:
         self._sent_monotonic_s = time.monotonic()
@@ -192,7 +194,7 @@ def encode_failed_uids(uids: Sequence[str], transfer_syntax_uid: str) -> bytes:
 class InstanceSender:
     """Sends instances on one association, each on the context that fits it best.
 
-    Used by the association's thread. `sending` is held while a message is exchanged.
+    Used by the association's thread. `using` is held while a message is exchanged.
     """
 
     def __init__(
@@ -202,13 +204,13 @@ class InstanceSender:
         *,
         originator_ae: str = "",
         originator_message_id: int | None = None,
-        sending: contextlib.AbstractContextManager[Any] | None = None,
+        using: contextlib.AbstractContextManager[Any] | None = None,
     ) -> None:
         self._association = association
         self._transcoder = transcoder
         self._originator_ae = originator_ae
         self._originator_message_id = originator_message_id
-        self._sending = sending or contextlib.nullcontext()
+        self._using = using or contextlib.nullcontext()
         self._contexts: dict[tuple[str, str], Context] = {}
         for context in association.contexts.values():
             if context.as_scu:
@@ -243,7 +245,7 @@ class InstanceSender:
             originator_ae=self._originator_ae,
             originator_message_id=self._originator_message_id,
         )
-        with self._sending:
+        with self._using:
             answer = association.exchange(
                 context.context_id, command, message_id, dataset, STORE_RESPONSE_MAX_S
             )

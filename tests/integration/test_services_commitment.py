@@ -20,6 +20,7 @@ from appliance.archive.commitment import (
 )
 from appliance.dimse.reporter import Reporter
 from appliance.foundation.clock import SystemClock
+from appliance.foundation.errors import OutOfSpace
 from appliance.foundation.files import FileSystem
 from tests.support.dimse import AE_TITLE, ALL, CT, EXPLICIT, make_config, peer
 from tests.support.memory_archive import MemoryArchive
@@ -327,3 +328,24 @@ def test_commitment_is_given_up_after_days(tmp_path, archive, monkeypatch):
         wait_for(lambda: node.book.find("MODALITY", transaction).state == GIVEN_UP)
         assert node.book.open_transactions() == []
     assert not [thread for thread in threading.enumerate() if thread.name == "commitment-report"]
+
+
+def test_commitment_request_that_can_not_be_written_down_is_not_answered_success(
+    tmp_path, archive, monkeypatch
+):
+    """Success promises that a restart forgets nothing, so a full disk is a failure."""
+    modality = Modality()
+    with (
+        service_node(tmp_path, modality_peer(free_port()), archive=archive) as node,
+        modality.associated(node) as association,
+    ):
+
+        def full(*_arguments):
+            raise OutOfSpace("write", "a transaction")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(FileSystem, "write_atomic", full)
+            assert ask(association, "1.2.1") == 0x0213
+        assert node.book.open_transactions() == []
+        assert ask(association, "1.2.1") == 0x0000
+        assert modality.report().event_type == 1
