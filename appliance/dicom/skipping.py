@@ -4,7 +4,7 @@ Owns the bound on depth. Must not decode values. Every step moves forward, so ti
 bytes stepped over; a structure that does not close raises Odd, one too deep DatasetNotUnderstood.
 """
 
-from appliance.dicom.elements import SEQUENCE_DEPTH_MAX, UNDEFINED, ByteOrder, Bytes, Odd
+from appliance.dicom.elements import LITTLE, SEQUENCE_DEPTH_MAX, UNDEFINED, ByteOrder, Bytes, Odd
 from appliance.foundation.errors import DatasetNotUnderstood
 
 
@@ -15,7 +15,7 @@ def too_deep() -> DatasetNotUnderstood:
     )
 
 
-def skip_undefined(  # noqa: PLR0917 - called once an element, positionally for speed
+def skip_undefined(
     order: ByteOrder, buffer: Bytes, position: int, vr: int, implicit: bool, depth: int = 1
 ) -> int:
     """Return where the value of undefined length that starts at `position` ends.
@@ -24,7 +24,7 @@ def skip_undefined(  # noqa: PLR0917 - called once an element, positionally for 
     items in implicit VR little endian (PS3.5 6.2.2).
     """
     if vr == order.un and not implicit:
-        return skip_items(order, buffer, position, True, depth)
+        return skip_items(LITTLE, buffer, position, True, depth)
     if vr in (order.sq, 0):
         return skip_items(order, buffer, position, implicit, depth)
     return skip_fragments(order, buffer, position)

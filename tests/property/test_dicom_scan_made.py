@@ -137,10 +137,12 @@ def test_a_dataset_in_a_mapped_file_is_scanned(syntax: str):
     with tempfile.TemporaryFile() as file:
         file.write(encode(dataset, syntax))
         file.flush()
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            with memoryview(mapped) as view:
-                assert scan_identity(view, syntax).series_instance_uid == "1.2.5"
-                assert scan_attributes(view, syntax).attributes[0x00100010] == "A^B"
+        with (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as view,
+        ):
+            assert scan_identity(view, syntax).series_instance_uid == "1.2.5"
+            assert scan_attributes(view, syntax).attributes[0x00100010] == "A^B"
 
 
 @pytest.mark.parametrize("length", [16 * 1024 - 200 + n for n in range(0, 200, 3)])

@@ -1,7 +1,5 @@
 """Specific Character Set: the standard's examples, what Python's codecs lack, what senders do."""
 
-# ruff: noqa: RUF001 - other scripts are the subject
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

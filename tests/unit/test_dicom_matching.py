@@ -1,7 +1,5 @@
 """The matching rules of PS3.4 C.2.2.2."""
 
-# ruff: noqa: RUF001 - other scripts are the subject
-
 import time
 
 import pytest
