@@ -90,10 +90,8 @@ def test_a_sequence_over_its_limit_is_left_out_whole():
         (SEQUENCE_BYTES_MAX // len(item), True),
         (SEQUENCE_BYTES_MAX // len(item) + 1, False),
     ):
-        text = element("<", 0x00100020, b"LO", b"P1")
-        data = element("<", 0x00081032, b"SQ", item * count) + text
-            "<", 0x00100020, b"LO", b"P1"
-        )
+        patient_id = element("<", 0x00100020, b"LO", b"P1")
+        data = element("<", 0x00081032, b"SQ", item * count) + patient_id
         found = scan_attributes(data, EXPLICIT_VR_LITTLE_ENDIAN).attributes
         assert (0x00081032 in found) is kept
         assert found[0x00100020] == "P1"
