@@ -32,9 +32,12 @@ class Archive:
         sop_instance_uid: str,
         transfer_syntax_uid: str,
         dataset: memoryview,
+        sha256: bytes,
     ) -> None:
         """Keep one instance; durable on return. See Ingest.store."""
-        self._ingest.store(sender, sop_class_uid, sop_instance_uid, transfer_syntax_uid, dataset)
+        self._ingest.store(
+            sender, sop_class_uid, sop_instance_uid, transfer_syntax_uid, dataset, sha256
+        )
 
     def open_stream(
         self, sender: Sender, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str

@@ -84,10 +84,10 @@ class Indexer:
         for writer in self._layout.writers():
             here |= set(packs_in(self._layout.writer_directory(writer)))
         with self._index.read() as view:
-            local = {row.pack_id for row in view.pending(PACKS_MAX) if row.local}
-            local |= {row.pack_id for row in view.evictable(PACKS_MAX)}
-            wrong = [(pack_id, False) for pack_id in local - here]
-            wrong += [(pack_id, True) for pack_id in here - local if view.pack(pack_id)]
+            said = {row.pack_id for row in view.pending(PACKS_MAX) if row.local}
+            said |= {row.pack_id for row in view.evictable(PACKS_MAX)}
+            wrong = [(pack_id, False) for pack_id in said - here]
+            wrong += [(pack_id, True) for pack_id in here - said if view.pack(pack_id)]
         if wrong:
             with self._index.write() as txn:
                 for pack_id, local in wrong:

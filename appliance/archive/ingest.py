@@ -9,7 +9,6 @@ Invariants:
   durable here or verified in the cloud.
 """
 
-import hashlib
 import os
 import threading
 from collections import deque
@@ -102,8 +101,9 @@ class Ingest:
         sop_instance_uid: str,
         transfer_syntax_uid: str,
         dataset: memoryview,
+        sha256: bytes,
     ) -> None:
-        """Keep one instance; on return it is durable.
+        """Keep one instance, whose dataset has that sha256; on return it is durable.
 
         Raises DatasetMismatch, DatasetNotUnderstood, OutOfSpace, StorageFailed.
         """
@@ -111,8 +111,7 @@ class Ingest:
             raise self._failure
         identity = scan_identity(dataset, transfer_syntax_uid)
         check_identity(identity, sop_class_uid, sop_instance_uid)
-        digest = hashlib.sha256(dataset).digest()
-        version = Version(digest, transfer_syntax_uid)
+        version = Version(sha256, transfer_syntax_uid)
         versions, good = self._known_versions(sop_instance_uid)
         if version in good:
             return
@@ -120,7 +119,7 @@ class Ingest:
         name = member_name(
             identity.series_instance_uid,
             sop_instance_uid,
-            digest.hex()[:8] if versions else None,
+            sha256.hex()[:8] if versions else None,
         )
         try:
             self._packs.append(
@@ -132,7 +131,7 @@ class Ingest:
                     sop_class_uid, sop_instance_uid, transfer_syntax_uid, sender.calling_ae
                 ),
                 dataset,
-                digest,
+                sha256,
             )
         except StorageFailed as failure:
             self._fail(failure)

@@ -32,6 +32,7 @@ from appliance.remote.observed import ObservedStore
 from appliance.remote.orphans import abort_orphans
 from appliance.seal.signing import SigningKey
 
+NICE = 5  # receiving goes first when the processor is short
 CONTROL_S = 0.2
 STATUS_S = 1.0
 EVICT_S = 5.0
@@ -46,6 +47,7 @@ def run(config: Config, config_path: str) -> int:
     """Run until stopped; return the exit code."""
     running = Running()
     running.install()
+    os.nice(NICE)
     parts = Parts(config)
     flock = FileLock(os.path.join(parts.layout.state, "uplink.lock"))
     flock.acquire()

@@ -21,7 +21,7 @@ from appliance.dimse import pdu
 from appliance.dimse.commands import C_CANCEL_RQ, Command, decode_command
 from appliance.dimse.contexts import Context
 from appliance.dimse.limits import Limits
-from appliance.dimse.message import MessageReader
+from appliance.dimse.message import Digest, MessageReader
 from appliance.dimse.transport import IOVECS_MAX, Buffer, Connection
 from appliance.foundation.errors import AssociationLost, LimitExceeded
 
@@ -190,9 +190,14 @@ class Association:
         self.skip_dataset()
         raise LimitExceeded("read a dataset", "", f"it is longer than {limit} bytes")
 
-    def read_dataset_part(self, part_bytes: int) -> tuple[memoryview, bool]:
-        """Return up to `part_bytes` more of the dataset, and whether that was its end."""
-        return self._reader.read_part(part_bytes)
+    def read_dataset_part(
+        self, part_bytes: int, digest: "Digest | None" = None
+    ) -> tuple[memoryview, bool]:
+        """Return up to `part_bytes` more of the dataset, and whether that was its end.
+
+        `digest` is fed with them as they come.
+        """
+        return self._reader.read_part(part_bytes, digest)
 
     def read_dataset_parts(self, part_bytes: int) -> Iterator[memoryview]:
         """Yield what is left of the dataset in parts; each is valid until the next."""

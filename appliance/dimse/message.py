@@ -7,6 +7,8 @@ costs no memory. Invariants:
 - `dataset_open` is true from a command with a dataset until its last fragment has been consumed.
 """
 
+from typing import Protocol
+
 from appliance.dimse import pdu
 from appliance.dimse.limits import Limits
 from appliance.dimse.transport import RECEIVE_BUFFER_BYTES, Connection
@@ -14,6 +16,13 @@ from appliance.foundation.errors import AssociationLost
 
 DATASET_BUFFER_BYTES = 1024 * 1024
 _ONE_READ_BYTES = RECEIVE_BUFFER_BYTES - 1024
+
+
+class Digest(Protocol):
+    """What a hash under way is."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Take more bytes in."""
 
 
 class MessageReader:
@@ -142,10 +151,11 @@ class MessageReader:
         self._pdv_left = 0
         self._pdv_control = 0
 
-    def read_part(self, part_bytes: int) -> tuple[memoryview, bool]:
+    def read_part(self, part_bytes: int, digest: "Digest | None" = None) -> tuple[memoryview, bool]:
         """Return up to `part_bytes` of the dataset and whether it ends there.
 
-        A message without a dataset gives an empty view and True.
+        A message without a dataset gives an empty view and True. `digest` is fed as the bytes
+        come, while the peer sends on: hashing afterwards would let it wait.
         """
         if not self.dataset_open:
             return memoryview(b""), True
@@ -157,10 +167,13 @@ class MessageReader:
             self._connection.need(left, self._pdu_deadline_s)
             self.dataset_open = False
             self._pdv_left = 0
-            return self._connection.view(left), True
-        return self._gather(part_bytes)
+            view = self._connection.view(left)
+            if digest is not None:
+                digest.update(view)
+            return view, True
+        return self._gather(part_bytes, digest)
 
-    def _gather(self, part_bytes: int) -> tuple[memoryview, bool]:
+    def _gather(self, part_bytes: int, digest: "Digest | None") -> tuple[memoryview, bool]:
         if len(self._dataset) > DATASET_BUFFER_BYTES and part_bytes <= DATASET_BUFFER_BYTES:
             self._dataset = bytearray()
         filled = 0
@@ -173,6 +186,8 @@ class MessageReader:
             if count:
                 target = memoryview(self._dataset)[filled : filled + count]
                 connection.read_into(target, self._pdu_deadline_s)
+                if digest is not None:
+                    digest.update(target)
                 filled += count
                 self._pdv_left = left - count
             if self._pdv_left == 0 and self._pdv_control & pdu.LAST:

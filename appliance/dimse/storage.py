@@ -6,6 +6,7 @@ Decides nothing about an instance: the archive does, and its errors become statu
   the failure is answered.
 """
 
+import hashlib
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -61,8 +62,12 @@ class InstanceStore(Protocol):
         sop_instance_uid: str,
         transfer_syntax_uid: str,
         dataset: memoryview,
+        sha256: bytes,
     ) -> None:
-        """Keep one instance; on return it is durable. The view is not used afterwards."""
+        """Keep one instance, whose sha256 is given; on return it is durable.
+
+        The view is not used afterwards.
+        """
 
     def open_stream(
         self, sender: Sender, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
@@ -97,13 +102,21 @@ class StorageHandler:
 
     def _keep(self, association: Association, command: Command) -> None:
         limits = association.limits
-        view, complete = association.read_dataset_part(limits.large_instance_bytes)
+        digest = hashlib.sha256()
+        view, complete = association.read_dataset_part(limits.large_instance_bytes, digest)
         sender = association.sender(self._default_issuer)
         transfer_syntax = association.contexts[command.context_id].transfer_syntax
         sop_class_uid = command.sop_class_uid
         sop_instance_uid = command.sop_instance_uid
         if complete:
-            self._archive.store(sender, sop_class_uid, sop_instance_uid, transfer_syntax, view)
+            self._archive.store(
+                sender,
+                sop_class_uid,
+                sop_instance_uid,
+                transfer_syntax,
+                view,
+                digest.digest(),
+            )
             return
         stream = self._archive.open_stream(sender, sop_class_uid, sop_instance_uid, transfer_syntax)
         try:

@@ -21,6 +21,7 @@ import msgspec
 from appliance.dicom.uid import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
 from appliance.dimse.transcode_messages import (
     DATASET_MAX_BYTES,
+    IDLE_MAX_S,
     MESSAGE_MAX_BYTES,
     RESULT_MAX_BYTES,
     Answer,
@@ -34,7 +35,6 @@ from appliance.foundation.errors import Busy, DatasetNotUnderstood, LimitExceede
 INSTANCE_MAX_S = 60.0
 START_MAX_S = 30.0
 FREE_WORKER_MAX_S = 120.0
-IDLE_MAX_S = 60.0
 JOBS_MAX = 1000
 WORKERS_MAX = 2
 

@@ -8,6 +8,10 @@ import msgspec
 MESSAGE_MAX_BYTES = 4096
 DATASET_MAX_BYTES = 512 * 1024**2
 RESULT_MAX_BYTES = 1024**3
+IDLE_MAX_S = 60.0
+"""A worker idle for longer is given no job any more; IDLE_EXIT_S later it ends by itself."""
+
+IDLE_EXIT_S = 30.0
 
 
 class Job(msgspec.Struct, frozen=True, array_like=True):

@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 from appliance.dimse import confinement
 from appliance.dimse.transcode_messages import (
+    IDLE_EXIT_S,
+    IDLE_MAX_S,
     MESSAGE_MAX_BYTES,
     RESULT_MAX_BYTES,
     Answer,
@@ -26,16 +28,20 @@ PROCESSOR_MAX_S = 90
 Reencode = Callable[[bytes, str, str], bytes]
 
 
-def main() -> int:
-    """Serve jobs until the parent closes the socket."""
+def main(idle_max_s: float = IDLE_MAX_S + IDLE_EXIT_S) -> int:
+    """Serve jobs until the parent closes the socket, or has none for long."""
     network_dropped = confinement.drop_network_and_privileges()
     channel = socket.socket(fileno=0)
     reencode = _load()
     confinement.limit_resources()
     files_closed = confinement.close_file_system()
     channel.send(encode(Answer(0, "", network_dropped, files_closed)))
+    channel.settimeout(idle_max_s)
     while True:
-        message, descriptors, _flags, _address = socket.recv_fds(channel, MESSAGE_MAX_BYTES, 1)
+        try:
+            message, descriptors, _flags, _address = socket.recv_fds(channel, MESSAGE_MAX_BYTES, 1)
+        except TimeoutError:
+            return 0  # its memory is of more use elsewhere
         if not message:
             return 0
         confinement.limit_processor(PROCESSOR_MAX_S)

@@ -25,6 +25,7 @@ from tests.support.node import Node, free_port
 from tests.support.tcp_proxy import TcpProxy
 
 BUCKET = "bench"
+WAN_RATE = "50 Mbit/s"
 PARTS = ("store", "retrieve", "recall", "throttle", "find")
 
 
@@ -58,7 +59,7 @@ class Bench:
 
     def _peers(self, name: str) -> measure_store.Peers:
         return {
-            "Azekura": lambda: peers.azekura(self._node(f"{name}-azekura")),
+            "Azekura": lambda: peers.azekura(self._node(f"{name}-azekura", rate=WAN_RATE)),
             "Orthanc": lambda: peers.orthanc(
                 self._folder / f"{name}-orthanc", self._destination_port
             ),

@@ -79,13 +79,14 @@ class RecordingArchive:
     """When set to an event, `store` waits for it before it returns."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def store(self, sender, sop_class_uid, sop_instance_uid, transfer_syntax_uid, dataset):
+    def store(self, sender, sop_class_uid, sop_instance_uid, transfer_syntax_uid, dataset, sha256):
         self.arrived.set()
         if self.gate is not None:
             assert self.gate.wait(30)
         if self.failures:
             raise self.failures.pop(0)
         digest = hashlib.sha256(dataset).hexdigest()
+        assert sha256.hex() == digest
         kept = bytes(dataset) if self.keep else None
         with self._lock:
             self.stored.append(

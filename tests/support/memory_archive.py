@@ -63,7 +63,9 @@ class MemoryArchive:
 
     # --- storage
 
-    def store(self, sender, sop_class_uid, sop_instance_uid, transfer_syntax_uid, dataset):
+    def store(
+        self, sender, sop_class_uid, sop_instance_uid, transfer_syntax_uid, dataset, sha256=b""
+    ):
         raw = bytes(dataset)
         identity = scan_identity(raw, transfer_syntax_uid)
         header = scan_attributes(raw, transfer_syntax_uid)
