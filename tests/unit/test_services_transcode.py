@@ -292,3 +292,14 @@ def test_transcoding_worker_says_what_it_gave_up(transcoder):
         assert isinstance(worker.ready.network_dropped, bool)
     finally:
         worker.kill()
+
+
+def test_transcoding_worker_that_gets_no_job_ends_by_itself():
+    """An idle worker gives its memory back; no parent needs to tell it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    program = "from appliance.dimse.transcode_worker import main; raise SystemExit(main(0.1))"
+    with ours, theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=theirs.fileno(), env=transcode._environment()
+        )
+        assert process.wait(30) == 0
