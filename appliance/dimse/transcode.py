@@ -70,6 +70,11 @@ class _Worker:
         except Exception:
             self.kill()
             raise
+        _log.info(
+            "transcoding_worker_started",
+            network_dropped=self.ready.network_dropped,
+            files_closed=self.ready.files_closed,
+        )
 
     def run(self, dataset: memoryview, job: Job, timeout_s: float) -> mmap.mmap:
         source = os.memfd_create("dataset", os.MFD_CLOEXEC)
