@@ -32,7 +32,8 @@ READ_TIMEOUT_MOST_S = 180.0
 # What the kernel may hold unsent: little, so that the lanes and the send timeout see the line.
 UNSENT_BYTES_MAX = 128 * 1024
 IN_FLIGHT_BYTES = 1024 * 1024
-FREE_RUN_BYTES = 1024 * 1024
+# Without a limit: as much as the slowest line sends within the timeout, 35 kbit/s.
+FREE_RUN_BYTES = 256 * 1024
 
 _lane: contextvars.ContextVar[Lane] = contextvars.ContextVar("lane", default=Lane.URGENT)
 

@@ -16,12 +16,6 @@ from appliance.foundation.errors import (
 from appliance.remote.lock_probe import probe_lock
 from appliance.remote.store import Checksum, FileBody, Lock, ObjectStore, holds_body
 from tests.support.fake_store import FakeStore
-from tests.support.s3_fixture import (  # noqa: F401
-    s3_bucket,
-    s3_server,
-    s3_settings,
-    s3_store,
-)
 
 
 @pytest.fixture(params=["fake", "seaweedfs"])

@@ -1,8 +1,9 @@
 """A small TCP proxy between a client and a server, which can delay, cut and count.
 
-Bytes are counted per second in both directions. Faults: `cut()` ends what is open, `refuse` ends
-what comes, `delay_s` holds every piece, `cut_up_after_bytes` and `cut_down_before_bytes` end a
-connection in the middle, `stalled` stops moving bytes while the connections stay open.
+Bytes are counted per second on their way up. Faults: `cut()` ends what is open, `refuse` ends what
+comes, `delay_s` holds every piece, `cut_up_after_bytes` ends a connection in the middle of a body,
+`cut_answer_after_bytes` when an answer comes after so many bytes went up, `stalled` stops moving
+bytes while the connections stay open.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ class TcpProxy:
         self.delay_s = 0.0
         self.refuse = False
         self.cut_up_after_bytes: int | None = None
-        self.cut_down: bool = False
+        self.cut_answer_after_bytes: int | None = None
         self.first_up_s: float | None = None
         self.last_up_s = 0.0
 
@@ -136,7 +137,8 @@ class TcpProxy:
                         if limit is not None and sent_up >= limit:
                             return
                     else:
-                        if self.cut_down:
+                        limit = self.cut_answer_after_bytes
+                        if limit is not None and sent_up >= limit:
                             return
                         self.down_bytes += len(piece)
                         near.sendall(piece)
