@@ -118,6 +118,11 @@ class Environment:
             if self._active == 0:
                 self._idle.notify_all()
 
+    @property
+    def open_transactions(self) -> int:
+        """How many transactions of this process are open now."""
+        return self._active
+
     def grow(self) -> bool:
         """Double the map once no transaction of this process is open; False if it cannot be."""
         with self._idle:

@@ -7,6 +7,7 @@ opens no pack. Invariants:
 """
 
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import Any, Final, Self, TypeVar
 from appliance.dicom.attributes import Level
 from appliance.dicom.matching import Matcher
 from appliance.foundation import log
-from appliance.foundation.errors import OutOfSpace
+from appliance.foundation.errors import OutOfSpace, StorageFailed
 from appliance.foundation.files import FileSystem
 from appliance.index.contexts import ContextCache
 from appliance.index.environment import MAP_SIZE, MapFull, Transaction
@@ -30,6 +31,10 @@ from appliance.index.view import View
 from appliance.index.writing import WriteTransaction
 
 READER_CHECK_INTERVAL_S: Final = 60.0
+FREE_BYTES_MIN: Final = 8 * 1024 * 1024
+"""Below this the index is not written: a short write would look like a broken disk."""
+SHORT_WRITE_FREE_BYTES: Final = 64 * 1024 * 1024
+"""LMDB reports a short write as EIO. With less free than this it is taken for a full disk."""
 Result = TypeVar("Result")
 
 
@@ -67,7 +72,8 @@ class ReadBlock:
 class Filling:
     """A generation that a rebuild fills before it becomes current. Owned by one thread."""
 
-    def __init__(self, opened: OpenGeneration, cache: ContextCache) -> None:
+    def __init__(self, files: FileSystem, opened: OpenGeneration, cache: ContextCache) -> None:
+        self._files = files
         self.opened = opened
         self.name = opened.name
         self._cache = cache
@@ -75,7 +81,7 @@ class Filling:
     @contextlib.contextmanager
     def write(self) -> Iterator[WriteTransaction]:
         """Apply facts over a block, committed at its end; OutOfSpace when map or disk is full."""
-        with _writing(self.opened, self._cache) as transaction:
+        with _writing(self._files, self.opened, self._cache) as transaction:
             yield transaction
 
     def transact(self, work: Callable[[WriteTransaction], Result]) -> Result:
@@ -94,6 +100,7 @@ class Index:
     """
 
     def __init__(self, files: FileSystem, directory: str, *, map_size: int = MAP_SIZE) -> None:
+        self._files = files
         self.generations = Generations(files, directory, map_size)
         self.cache = ContextCache()
         self._lock = threading.Lock()
@@ -182,7 +189,7 @@ class Index:
             generation = self.enter()
             try:
                 self._keep_house(generation)
-                with _writing(generation, self.cache) as transaction:
+                with _writing(self._files, generation, self.cache) as transaction:
                     yield transaction
             finally:
                 self.leave(generation)
@@ -240,7 +247,7 @@ class Index:
         except BaseException:
             opened.close()
             raise
-        return Filling(opened, self.cache)
+        return Filling(self._files, opened, self.cache)
 
     def switch(
         self, filling: Filling, catch_up: Callable[[WriteTransaction], None] | None = None
@@ -260,8 +267,12 @@ class Index:
 
 
 @contextlib.contextmanager
-def _writing(generation: OpenGeneration, cache: ContextCache) -> Iterator[WriteTransaction]:
+def _writing(
+    files: FileSystem, generation: OpenGeneration, cache: ContextCache
+) -> Iterator[WriteTransaction]:
     environment = generation.environment
+    if files.free_bytes(environment.directory) < FREE_BYTES_MIN:
+        raise _disk_full(environment.directory)
     try:
         with Transaction(environment, write=True) as transaction:
             applying = WriteTransaction(environment, transaction, cache)
@@ -271,6 +282,17 @@ def _writing(generation: OpenGeneration, cache: ContextCache) -> Iterator[WriteT
         if isinstance(cause.__cause__, MapFull):
             environment.grow()
         raise
+    except StorageFailed as cause:
+        if (
+            getattr(cause.__cause__, "code", 0) == errno.EIO
+            and files.free_bytes(environment.directory) < SHORT_WRITE_FREE_BYTES
+        ):
+            raise _disk_full(environment.directory) from cause
+        raise
+
+
+def _disk_full(directory: str) -> OutOfSpace:
+    return OutOfSpace("write the index", directory, "the disk is full", "Free space on its disk")
 
 
 def _twice(

@@ -12,7 +12,7 @@ from appliance.dicom.matching import Matcher
 from appliance.index.contexts import PATIENT_ID
 from appliance.index.keys import PREFIX_LENGTH_MAX, pack_uid, text_key, text_prefix
 from appliance.index.reading import Reader
-from appliance.index.schema import Table
+from appliance.index.schema import Table, open_value
 from appliance.index.secondary import (
     ACCESSION,
     ACCESSION_NUMBER,
@@ -44,9 +44,10 @@ class KeyRange(msgspec.Struct, frozen=True):
         with reader.cursor(self.table) as cursor:
             if not cursor.set_range(self.low if start is None else start):
                 return
-            for key in cursor.iternext(keys=True, values=False):
+            for key, value in cursor.iternext(keys=True, values=True):
                 if key >= self.stop:
                     return
+                open_value(self.table, key, value)
                 yield key
 
     def holds(self, table: Table, key: bytes) -> bool:
