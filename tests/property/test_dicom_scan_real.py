@@ -61,11 +61,9 @@ def test_a_dataset_without_its_bulk_still_parses(raw: Raw):
     left = read_by_pydicom(raw._replace(data=b"".join(kept)))
     whole = read_by_pydicom(raw)
     assert set(whole.keys()) - set(left.keys()) == {pydicom.tag.Tag(bulk.tag) for bulk in ranges}
-    assert all(
-        left.get_item(tag).value == whole.get_item(tag).value
-        for tag in left
-        if left.get_item(tag).VR != "SQ"
-    )
+    for tag in sorted(left.keys()):
+        if left.get_item(tag).VR != "SQ":
+            assert left.get_item(tag).value == whole.get_item(tag).value
 
 
 def test_a_deflated_dataset_is_refused():

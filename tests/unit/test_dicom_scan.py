@@ -164,3 +164,14 @@ def test_a_header_without_any_element_that_parses_is_refused():
     for scan in (scan_identity, scan_attributes):
         with pytest.raises(DatasetNotUnderstood):
             scan(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", EXPLICIT_VR_LITTLE_ENDIAN)
+
+
+@pytest.mark.parametrize("mark", EXPLICIT)
+def test_a_sequence_under_un_inside_an_item_is_read_as_implicit_little_endian(mark: str):
+    """The same holds at any depth."""
+    code = implicit("<", 0xFFFEE000, implicit("<", 0x00080100, b"C1"))
+    item = implicit(mark, 0xFFFEE000, element(mark, 0x00400008, b"UN", code))
+    data = element(mark, 0x00400275, b"SQ", item)
+    assert scan_attributes(data, EXPLICIT[mark]).attributes == {
+        0x00400275: [{0x00400008: [{0x00080100: "C1"}]}]
+    }
