@@ -7,10 +7,10 @@ Availability (PS3.4 C.4.1.1.3): ONLINE when every served copy's pack is on this 
 from typing import Any, Final
 
 from appliance.dicom.attributes import BY_TAG, Level
+from appliance.index.contexts import patient_key
 from appliance.index.keys import unpack_uid
 from appliance.index.reading import Reader
 from appliance.index.schema import Copy, SeriesRow, StudyRow
-from appliance.index.served import by_version
 from appliance.index.sources import SERIES_UID, SOP_UID, STUDY_UID
 
 CHARACTER_SET: Final = 0x00080005
@@ -46,15 +46,13 @@ class Answering:
 
     # values to match
 
-    def study_value(
-        self, reader: Reader, study: bytes, row: StudyRow, attributes: dict[int, Any], tag: int
-    ) -> Any:
+    def study_value(self, reader: Reader, study: bytes, row: StudyRow, tag: int) -> Any:
         """Return one attribute of level PATIENT or STUDY."""
         if tag in _STUDY_COMPUTED:
             return _study_computed(study, row)[tag]
         if tag in _PATIENT_COUNTS:
             return self._counts_of_patient(reader, study, row).get(tag)
-        return attributes.get(tag)
+        return row.attributes.get(tag)
 
     def series_value(self, reader: Reader, key: bytes, at: int, row: SeriesRow, tag: int) -> Any:
         """Return one attribute of level SERIES; `at`: where the Series UID begins in the key."""
@@ -62,35 +60,29 @@ class Answering:
             return unpack_uid(key, at)[0]
         if tag == SERIES_INSTANCES:
             return str(row.instance_count)
-        return reader.shared(row.newest.context).context.attributes.get(tag)
+        context = reader.shared(key[:at], row.newest.context).context
+        return context.series_attributes.get(tag)
 
     def is_newest_of_patient(self, reader: Reader, study: bytes, row: StudyRow) -> bool:
         """Return whether the patient's attributes come from this study."""
-        assert row.newest is not None
-        patient = reader.patient(reader.shared(row.newest.context).patient_of(study))
+        patient = reader.patient(patient_key(study, row.attributes))
         return patient is not None and patient.newest_study == study
 
     # answers
 
     def patient(self, reader: Reader, study: bytes, row: StudyRow) -> dict[int, Any]:
         """Return the attributes of level PATIENT, those of the patient's newest study."""
-        assert row.newest is not None
-        shared = reader.shared(row.newest.context)
-        answer = {
-            tag: value for tag, value in shared.study_attributes.items() if tag in PATIENT_LEVEL
-        }
-        answer[CHARACTER_SET] = shared.context.character_set
+        answer = {tag: value for tag, value in row.attributes.items() if tag in PATIENT_LEVEL}
+        answer[CHARACTER_SET] = row.character_set
         if self._patient_counts:
             answer.update(self._counts_of_patient(reader, study, row))
         return answer
 
     def study(self, reader: Reader, study: bytes, row: StudyRow) -> dict[int, Any]:
         """Return the attributes of levels PATIENT and STUDY."""
-        assert row.newest is not None
-        shared = reader.shared(row.newest.context)
-        answer = dict(shared.study_attributes)
+        answer = dict(row.attributes)
         answer.update(_study_computed(study, row))
-        answer[CHARACTER_SET] = shared.context.character_set
+        answer[CHARACTER_SET] = row.character_set
         if self._patient_counts:
             answer.update(self._counts_of_patient(reader, study, row))
         if self._availability:
@@ -99,8 +91,8 @@ class Answering:
 
     def series(self, reader: Reader, key: bytes, at: int, row: SeriesRow) -> dict[int, Any]:
         """Return the attributes of level SERIES; `at`: where the Series UID begins in the key."""
-        context = reader.shared(row.newest.context).context
-        answer = dict(context.attributes)
+        context = reader.shared(key[:at], row.newest.context).context
+        answer = dict(context.series_attributes)
         answer[SERIES_UID] = unpack_uid(key, at)[0]
         answer[SERIES_INSTANCES] = str(row.instance_count)
         answer[CHARACTER_SET] = context.character_set
@@ -111,23 +103,21 @@ class Answering:
     def instance(self, reader: Reader, key: bytes, at: int, copies: list[Copy]) -> dict[int, Any]:
         """Return the attributes of level IMAGE; `at`: where the SOP Instance UID begins."""
         copy = copies[-1]
-        context = reader.shared(copy.context).context
+        study = key[: unpack_uid(key)[1]]
+        context = reader.shared(study, copy.context).context
         answer = dict(zip(context.tags, copy.values, strict=True))
         answer[SOP_UID] = unpack_uid(key, at)[0]
         answer[SOP_CLASS_UID] = context.sop_class_uid
         answer[CHARACTER_SET] = context.character_set
         answer[AVAILABLE_SYNTAX] = context.transfer_syntax_uid
         if self._availability:
-            version = copies
-            if len(copies) > 1:
-                version = by_version(copies, lambda name: reader.shared(name).context)[-1]
+            version = reader.versions(study, copies)[-1]
             here = any(reader.is_local(each.pack) for each in version)
             answer[AVAILABILITY] = ONLINE if here else NEARLINE
         return answer
 
     def _counts_of_patient(self, reader: Reader, study: bytes, row: StudyRow) -> dict[int, str]:
-        assert row.newest is not None
-        patient = reader.patient(reader.shared(row.newest.context).patient_of(study))
+        patient = reader.patient(patient_key(study, row.attributes))
         if patient is None:
             return {}
         return {

@@ -1,7 +1,7 @@
-"""What instances share: attributes are split by level, and each part is stored once, by its hash.
+"""What instances of a study share: attributes are split by level, the shared ones stored once.
 
 Invariants:
-- A CONTEXT or STUDY_SET record is named by the hash of its bytes; it never changes, so that a
+- A CONTEXT record is named by its study and the hash of its bytes; it never changes, so that a
   decoded one may be kept as long as memory allows. Nobody changes a decoded one.
 - UIDs that are in keys, the SOP Class UID and the character set are in no dictionary.
 """
@@ -20,7 +20,6 @@ from appliance.index.schema import (
     Table,
     damaged,
     decode_context,
-    decode_study_set,
     encode,
 )
 
@@ -56,58 +55,50 @@ def _text(attributes: dict[int, Any], tag: int) -> str:
 class Shared:
     """A context with what is derived from it.
 
-    patient: the patient key, without the study that a nameless patient's key ends with.
-    identified: there is a PatientID.
+    key: its hash. patient: the patient key, without the study that a nameless patient's key ends
+    with. identified: there is a PatientID.
     """
 
-    __slots__ = ("context", "identified", "key", "modality", "patient", "study_attributes")
+    __slots__ = ("context", "identified", "key", "modality", "patient")
 
-    def __init__(self, key: bytes, context: Context, study_attributes: dict[int, Any]) -> None:
+    def __init__(self, key: bytes, context: Context) -> None:
         self.key = key
         self.context = context
-        self.study_attributes = study_attributes
-        self.patient = patient_prefix(study_attributes)
+        self.patient = patient_prefix(context.study_attributes)
         self.identified = self.patient[0] != 0
-        self.modality = _text(context.attributes, MODALITY)
+        self.modality = _text(context.series_attributes, MODALITY)
 
     def patient_of(self, study: bytes) -> bytes:
         """Return the patient key: without a PatientID, every study is a patient of its own."""
         return self.patient if self.identified else self.patient + study
 
 
-class ContextCache:
-    """Decoded records by their hash, for all transactions of one index.
+def patient_key(study: bytes, study_attributes: dict[int, Any]) -> bytes:
+    """Return the patient key of a study with these attributes."""
+    prefix = patient_prefix(study_attributes)
+    return prefix if prefix[0] else prefix + study
 
-    Threads: dictionaries are replaced whole when full; a lost entry is only read again.
+
+class ContextCache:
+    """Decoded contexts by their hash, for all transactions of one index.
+
+    Threads: the dictionary is replaced whole when full; a lost entry is only read again.
     """
 
     def __init__(self) -> None:
         self._shared: dict[bytes, Shared] = {}
-        self._study_sets: dict[bytes, dict[int, Any]] = {}
 
-    def shared(self, key: bytes, get: Callable[[Table, bytes], bytes | None]) -> Shared:
-        """Return a context; `get` reads a record's body."""
+    def shared(
+        self, study: bytes, key: bytes, get: Callable[[Table, bytes], bytes | None]
+    ) -> Shared:
+        """Return a context of a study; `get` reads a record's body."""
         found = self._shared.get(key)
         if found is None:
-            body = get(Table.CONTEXT, key)
+            body = get(Table.CONTEXT, study + key)
             if body is None:
                 raise damaged("context", "a record that is named elsewhere is missing")
-            context = decode_context(body)
-            found = Shared(key, context, self.study_set(context.study_set, get))
+            found = Shared(key, decode_context(body))
             self.keep(found)
-        return found
-
-    def study_set(self, key: bytes, get: Callable[[Table, bytes], bytes | None]) -> dict[int, Any]:
-        """Return the attributes of levels PATIENT and STUDY."""
-        found = self._study_sets.get(key)
-        if found is None:
-            body = get(Table.STUDY_SET, key)
-            if body is None:
-                raise damaged("study_set", "a record that is named elsewhere is missing")
-            found = decode_study_set(body)
-            if len(self._study_sets) >= CACHED_MAX:
-                self._study_sets = {}
-            self._study_sets[key] = found
         return found
 
     def keep(self, shared: Shared) -> None:
@@ -141,7 +132,7 @@ class ContextWriter:
         self._layouts: dict[tuple[int, ...], _Layout] = {}
         self._known: dict[bytes, Shared] = {}
 
-    def split(self, node: str, facts: InstanceFacts) -> tuple[Shared, list[Any]]:
+    def split(self, study: bytes, node: str, facts: InstanceFacts) -> tuple[Shared, list[Any]]:
         """Return the context of an instance, stored, and the values that are its own."""
         attributes: dict[int, Any] = facts.attributes
         tags = tuple(attributes)
@@ -152,6 +143,7 @@ class ContextWriter:
             attributes = {tag: canonical(value) for tag, value in attributes.items()}
         quick = encode(
             (
+                study,
                 layout.number,
                 node,
                 facts.sop_class_uid,
@@ -167,39 +159,39 @@ class ContextWriter:
         )
         shared = self._known.get(quick)
         if shared is None:
-            shared = self._known[quick] = self._store(node, facts, attributes, layout)
+            shared = self._known[quick] = self._store(
+                study, _context(node, facts, attributes, layout)
+            )
         return shared, [attributes[tag] for tag in layout.own]
 
-    def _store(
-        self, node: str, facts: InstanceFacts, attributes: dict[int, Any], layout: _Layout
-    ) -> Shared:
-        study_attributes = {tag: attributes[tag] for tag in layout.study}
-        study_body = encode(study_attributes)
-        study_key = digest(study_body)
-        context = Context(
-            study_key,
-            node,
-            facts.sop_class_uid,
-            facts.transfer_syntax_uid,
-            facts.character_set,
-            facts.calling_ae,
-            facts.called_ae,
-            facts.peer_address,
-            facts.tls_subject,
-            {tag: attributes[tag] for tag in layout.series},
-            layout.own,
-        )
+    def _store(self, study: bytes, context: Context) -> Shared:
         body = encode(context)
-        key = digest(body)
-        self._overlay.put(Table.STUDY_SET, study_key, study_body)
-        self._overlay.put(Table.CONTEXT, key, body)
-        shared = Shared(key, context, study_attributes)
+        shared = Shared(digest(body), context)
+        self._overlay.put(Table.CONTEXT, study + shared.key, body)
         self._cache.keep(shared)
         return shared
 
     def forget_quick(self) -> None:
         """Drop the shortcuts to contexts; they are found again by their hash."""
         self._known.clear()
+
+
+def _context(
+    node: str, facts: InstanceFacts, attributes: dict[int, Any], layout: _Layout
+) -> Context:
+    return Context(
+        node,
+        facts.sop_class_uid,
+        facts.transfer_syntax_uid,
+        facts.character_set,
+        facts.calling_ae,
+        facts.called_ae,
+        facts.peer_address,
+        facts.tls_subject,
+        {tag: attributes[tag] for tag in layout.study},
+        {tag: attributes[tag] for tag in layout.series},
+        layout.own,
+    )
 
 
 def canonical(value: Any) -> Any:

@@ -10,7 +10,6 @@ from appliance.index.environment import Environment
 from appliance.index.schema import Table, open_value, seal_value
 
 _ABSENT = object()
-_NAMED_BY_CONTENT = frozenset({Table.CONTEXT, Table.STUDY_SET})
 
 
 class Overlay:
@@ -56,7 +55,7 @@ class Overlay:
                 else:
                     put.append((key, seal_value(key, body)))
             with self._transaction.cursor(self._tables[table]) as cursor:
-                cursor.putmulti(put, overwrite=table not in _NAMED_BY_CONTENT)
+                cursor.putmulti(put, overwrite=table is not Table.CONTEXT)
             pending.clear()
 
     def scan(self, table: Table, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from appliance.dicom.attributes import BY_TAG, Level
 from appliance.dicom.matching import Matcher
 from appliance.index.answering import Answering
+from appliance.index.contexts import patient_key
 from appliance.index.keys import pack_uid
 from appliance.index.reading import Reader
 from appliance.index.schema import (
@@ -124,14 +125,13 @@ class Query:
         row = reader.study(study)
         if row is None or row.newest is None:
             return None
-        attributes = reader.study_set(row.newest.study_set)
         value = self._answering.study_value
         for tag, matcher in self._of_study.items():
-            if not matcher.matches(value(reader, study, row, attributes, tag)):
+            if not matcher.matches(value(reader, study, row, tag)):
                 return None
         if source.repeats:
-            patient = reader.shared(row.newest.context).patient_of(study)
-            if not source.is_first(*at, secondary_keys(study, patient, attributes)):
+            patient = patient_key(study, row.attributes)
+            if not source.is_first(*at, secondary_keys(study, patient, row.attributes)):
                 return None
         return _Found(reader, self._answering, study, row)
 
@@ -242,4 +242,6 @@ def _entries(
     for part in range(first, len(source.ranges)):
         span = source.ranges[part]
         for key in span.keys(reader, start if part == first else None):
-            yield part, key, span.study_of(key)
+            # The record of a patient stands before the entries of the patient's studies.
+            if study := span.study_of(key):
+                yield part, key, study

@@ -24,6 +24,7 @@ from appliance.index.schema import (
     decode_visibility,
     open_value,
 )
+from appliance.index.served import by_version
 
 
 class Reader:
@@ -98,13 +99,15 @@ class Reader:
         pack = self.pack(reference)
         return pack is not None and pack.local
 
-    def shared(self, key: bytes) -> Shared:
-        """Return a context."""
-        return self._cache.shared(key, self.get)
+    def shared(self, study: bytes, key: bytes) -> Shared:
+        """Return a context of a study."""
+        return self._cache.shared(study, key, self.get)
 
-    def study_set(self, key: bytes) -> dict[int, Any]:
-        """Return the attributes of levels PATIENT and STUDY."""
-        return self._cache.study_set(key, self.get)
+    def versions(self, study: bytes, copies: list[Copy]) -> list[list[Copy]]:
+        """Return an instance's copies by version, the newest version last."""
+        if len(copies) == 1:
+            return [copies]
+        return by_version(copies, lambda key: self.shared(study, key).context)
 
     def hidden_in(self, study: bytes) -> set[bytes]:
         """Return the packed SOP Instance UIDs that are hidden in a study."""

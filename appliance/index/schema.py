@@ -39,8 +39,8 @@ class Table(IntEnum):
     INSTANCE = 3
     SOP = 4
     SERIES_STUDY = 5
-    PATIENT = 6
-    PATIENT_STUDY = 7
+    CONTEXT = 6
+    PATIENT = 7
     NAME = 8
     DATE = 9
     IDENTIFIER = 10
@@ -49,15 +49,13 @@ class Table(IntEnum):
     CACHED = 13
     VISIBILITY = 14
     CONFLICT = 15
-    CONTEXT = 16
-    STUDY_SET = 17
 
 
 class Copy(msgspec.Struct, array_like=True, frozen=True):
     """An instance as it lies in one pack. An INSTANCE record is a list of them, by order.
 
-    pack: pack reference. offset, length: of the dataset in bytes. context: key of the CONTEXT
-    record. values: of the context's `tags`, in their order.
+    pack: pack reference. offset, length: of the dataset in bytes. context: which CONTEXT record of
+    the study. values: of the context's `tags`, in their order.
     """
 
     received_at_us: int
@@ -70,13 +68,12 @@ class Copy(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Context(msgspec.Struct, array_like=True, frozen=True):
-    """What an instance shares with its neighbours; the key is the hash of the record.
+    """What an instance shares with its neighbours, named by the hash of the record.
 
-    study_set: key of the STUDY_SET record, which is the dictionary of the attributes of levels
-    PATIENT and STUDY. attributes: of level SERIES. tags: of the attributes that each copy brings.
+    study_attributes: of levels PATIENT and STUDY. series_attributes: of level SERIES. tags: of the
+    attributes that each copy brings.
     """
 
-    study_set: bytes
     node: str
     sop_class_uid: str
     transfer_syntax_uid: str
@@ -85,7 +82,8 @@ class Context(msgspec.Struct, array_like=True, frozen=True):
     called_ae: str
     peer_address: str
     tls_subject: str
-    attributes: dict[int, Any]
+    study_attributes: dict[int, Any]
+    series_attributes: dict[int, Any]
     tags: list[int]
 
 
@@ -103,7 +101,6 @@ class Newest(msgspec.Struct, array_like=True, frozen=True):
 
     order: Order
     context: bytes
-    study_set: bytes
 
 
 class SeriesRow(msgspec.Struct, array_like=True):
@@ -132,7 +129,8 @@ class StudyRow(msgspec.Struct, array_like=True):
     """A study of which anything was ever received; `newest` is None when nothing is served.
 
     modalities: modality → count of series. sop_classes: → count of instances. packs: as in
-    SeriesRow. patients: by ascending patient key.
+    SeriesRow. patients: by ascending patient key. character_set, attributes: of the newest, of
+    levels PATIENT and STUDY, so that a search reads one record a study.
     """
 
     newest: Newest | None
@@ -142,6 +140,8 @@ class StudyRow(msgspec.Struct, array_like=True):
     sop_classes: dict[str, int]
     packs: dict[bytes, int]
     patients: list[PatientPart]
+    character_set: str
+    attributes: dict[int, Any]
 
 
 class PatientRow(msgspec.Struct, array_like=True):
@@ -206,7 +206,6 @@ class Counters(msgspec.Struct, array_like=True):
 encode = msgspec.msgpack.Encoder().encode
 decode_copies = msgspec.msgpack.Decoder(list[Copy]).decode
 decode_context = msgspec.msgpack.Decoder(Context).decode
-decode_study_set = msgspec.msgpack.Decoder(dict[int, Any]).decode
 decode_series = msgspec.msgpack.Decoder(SeriesRow).decode
 decode_study = msgspec.msgpack.Decoder(StudyRow).decode
 decode_patient = msgspec.msgpack.Decoder(PatientRow).decode

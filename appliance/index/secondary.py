@@ -38,7 +38,7 @@ def secondary_keys(
     study: bytes, patient: bytes, attributes: dict[int, Any]
 ) -> set[tuple[Table, bytes]]:
     """Return table and key of every entry of a study that is served."""
-    keys = {(Table.PATIENT_STUDY, patient + study)}
+    keys = {(Table.PATIENT, patient + study)}
     for name in values_of(attributes, PATIENT_NAME):
         for group in name_groups(name)[:3]:
             if group:

@@ -2,12 +2,10 @@
 
 It goes upwards, so that what is looked up again has already been written. Invariants:
 - A study stands in the secondary tables exactly while something of it is served.
-- A patient's counts are the sums over the studies in PATIENT_STUDY.
+- A patient's counts are the sums over the studies that stand behind its key.
 """
 
-from typing import Any
-
-from appliance.index.contexts import ContextCache, Shared
+from appliance.index.contexts import ContextCache, Shared, patient_key
 from appliance.index.overlay import Overlay
 from appliance.index.pack_state import PackState, counted, listed_under
 from appliance.index.schema import (
@@ -86,8 +84,8 @@ class Settlement:
         body = self._overlay.get(Table.META, COUNTERS_KEY)
         return Counters() if body is None else decode_counters(body)
 
-    def _shared(self, key: bytes) -> Shared:
-        return self._cache.shared(key, self._overlay.get)
+    def _shared(self, study: bytes, key: bytes) -> Shared:
+        return self._cache.shared(study, key, self._overlay.get)
 
     # studies
 
@@ -108,7 +106,9 @@ class Settlement:
                 overlay.delete(Table.SERIES_STUDY, series + study.study)
         if study.stale:
             study.newest = self._newest_series(study.study)
-        row_now, before = study.row(), study.before
+        newest = study.newest
+        context = None if newest is None else self._shared(study.study, newest.context).context
+        row_now, before = study.row(context), study.before
         overlay.put(Table.STUDY, study.study, encode(row_now))
         if len(row_now.patients) > 1:
             overlay.put(Table.CONFLICT, STUDY_CONFLICT + study.study, b"")
@@ -124,7 +124,7 @@ class Settlement:
             if study.has_visibility and self._hidden(study.study + key[len(prefix) :]):
                 continue
             copy = decode_copies(body)[-1]
-            shared = self._shared(copy.context)
+            shared = self._shared(study.study, copy.context)
             order = order_of(copy, shared.context)
             if newest is None or order > newest.order:
                 newest = Contribution(series, order, shared)
@@ -142,11 +142,11 @@ class Settlement:
     # what finds a study
 
     def _settle_secondary(self, study: bytes, before: StudyRow | None, now: StudyRow) -> None:
-        old_patient = self._patient_of(study, before)
-        new_patient = self._patient_of(study, now)
-        if self._study_set_of(before) != self._study_set_of(now):
-            old = self._secondary_of(study, before, old_patient)
-            new = self._secondary_of(study, now, new_patient)
+        old_patient = _patient_of(study, before)
+        new_patient = _patient_of(study, now)
+        if not _found_alike(before, now):
+            old = _secondary_of(study, before, old_patient)
+            new = _secondary_of(study, now, new_patient)
             for table, key in old - new:
                 self._overlay.delete(table, key)
             for table, key in new - old:
@@ -164,24 +164,6 @@ class Settlement:
                 # Nothing else was above the old newest, so this one needs no search.
                 state.stale = False
                 state.newest, state.newest_study = order, study
-
-    def _study_set_of(self, row: StudyRow | None) -> bytes | None:
-        return row.newest.study_set if row is not None and row.newest is not None else None
-
-    def _attributes(self, study_set: bytes) -> dict[int, Any]:
-        return self._cache.study_set(study_set, self._overlay.get)
-
-    def _patient_of(self, study: bytes, row: StudyRow | None) -> bytes | None:
-        if row is None or row.newest is None:
-            return None
-        return self._shared(row.newest.context).patient_of(study)
-
-    def _secondary_of(
-        self, study: bytes, row: StudyRow | None, patient: bytes | None
-    ) -> set[tuple[Table, bytes]]:
-        if row is None or row.newest is None or patient is None:
-            return set()
-        return secondary_keys(study, patient, self._attributes(row.newest.study_set))
 
     # patients
 
@@ -211,8 +193,10 @@ class Settlement:
 
     def _look_up_newest_study(self, patient: bytes, state: PatientState) -> None:
         state.newest = None
-        for key, _ in self._overlay.scan(Table.PATIENT_STUDY, patient):
+        for key, _ in self._overlay.scan(Table.PATIENT, patient):
             study = key[len(patient) :]
+            if not study:
+                continue
             body = self._overlay.get(Table.STUDY, study)
             newest = decode_study(body).newest if body is not None else None
             if newest is not None and (state.newest is None or newest.order > state.newest):
@@ -232,3 +216,24 @@ class Settlement:
         counted(counters, pack, 1)
         if state.was_known:
             counted(counters, state.before, -1)
+
+
+def _patient_of(study: bytes, row: StudyRow | None) -> bytes | None:
+    if row is None or row.newest is None:
+        return None
+    return patient_key(study, row.attributes)
+
+
+def _found_alike(one: StudyRow | None, other: StudyRow) -> bool:
+    """Return whether two rows of a study stand under the same secondary keys."""
+    if one is None or one.newest is None or other.newest is None:
+        return (one is None or one.newest is None) and other.newest is None
+    return one.attributes == other.attributes
+
+
+def _secondary_of(
+    study: bytes, row: StudyRow | None, patient: bytes | None
+) -> set[tuple[Table, bytes]]:
+    if row is None or row.newest is None or patient is None:
+        return set()
+    return secondary_keys(study, patient, row.attributes)

@@ -107,13 +107,13 @@ def _beginning(table: Table, prefix: bytes, zeros: int) -> KeyRange:
 
 
 def _patient_id(matcher: Matcher) -> Source:
-    """PATIENT_STUDY has identifiers as they are, FOLDED_PATIENT_ID those that folding changes."""
+    """PATIENT has identifiers as they are, FOLDED_PATIENT_ID those that folding changes."""
     folded = _folded(FOLDED_PATIENT_ID, matcher)
     if matcher.exact is not None:
-        literal = _beginning(Table.PATIENT_STUDY, text_key(matcher.exact), 2)
+        literal = _beginning(Table.PATIENT, text_key(matcher.exact), 2)
     else:
         prefix = text_prefix(matcher.prefix or "")[:PREFIX_LENGTH_MAX]
-        literal = _beginning(Table.PATIENT_STUDY, prefix, 2)
+        literal = _beginning(Table.PATIENT, prefix, 2)
     return Source((literal, folded), repeats=True)
 
 

@@ -7,7 +7,7 @@ Invariants:
 """
 
 from appliance.index.contexts import Shared
-from appliance.index.schema import Newest, Order, PatientPart, SeriesRow, StudyRow
+from appliance.index.schema import Context, Newest, Order, PatientPart, SeriesRow, StudyRow
 
 
 class Contribution:
@@ -22,7 +22,7 @@ class Contribution:
 
     def newest(self) -> Newest:
         """Return the record of this instance as the newest of its series or study."""
-        return Newest(self.order, self.shared.key, self.shared.context.study_set)
+        return Newest(self.order, self.shared.key)
 
 
 def count(counts: dict[bytes, int] | dict[str, int], name: bytes | str, by: int) -> None:
@@ -165,8 +165,8 @@ class StudyState:
             count(self.modalities, now, 1)
         series.was_modality = now
 
-    def row(self) -> StudyRow:
-        """Return the record to store."""
+    def row(self, newest: Context | None) -> StudyRow:
+        """Return the record to store; `newest`: the context of the newest served instance."""
         return StudyRow(
             self.newest,
             self.series_count,
@@ -175,4 +175,6 @@ class StudyState:
             dict(sorted(self.sop_classes.items())),
             dict(sorted(self.packs.items())),
             [self.patients[key] for key in sorted(self.patients)],
+            newest.character_set if newest is not None else "",
+            newest.study_attributes if newest is not None else {},
         )

@@ -6,6 +6,7 @@ studies takes minutes, so it is for tests, rebuilds and a doctor who is asked to
 
 from collections import Counter
 
+from appliance.index.contexts import patient_key
 from appliance.index.keys import unpack_uid
 from appliance.index.pack_state import listed_under
 from appliance.index.reading import Reader
@@ -49,7 +50,7 @@ def _instances(reader: Reader) -> list[str]:
         if reader.get(Table.SOP, sop + study) != series:
             findings.append("an instance is not where its UID says")
         for copy in decode_copies(body):
-            reader.shared(copy.context)
+            reader.shared(study, copy.context)
             if reader.pack(copy.pack) is None:
                 findings.append("a copy lies in a pack that is not known")
     if reader.entries(Table.SOP) != instances:
@@ -130,13 +131,15 @@ def _secondary(reader: Reader) -> list[str]:
         row = decode_study(body)
         if row.newest is None:
             continue
-        shared = reader.shared(row.newest.context)
-        keys = secondary_keys(study, shared.patient_of(study), shared.study_attributes)
-        for table, key in keys:
+        context = reader.shared(study, row.newest.context).context
+        if context.study_attributes != row.attributes:
+            findings.append("a study's attributes are not those of its newest instance")
+        patient = patient_key(study, row.attributes)
+        for table, key in secondary_keys(study, patient, row.attributes):
             entries[table] += 1
             if reader.get(table, key) is None:
                 findings.append(f"a study is missing in {table.name.lower()}")
-    tables = (Table.PATIENT_STUDY, Table.NAME, Table.DATE, Table.IDENTIFIER)
+    tables = (Table.NAME, Table.DATE, Table.IDENTIFIER)
     return findings + [
         f"{table.name.lower()} has entries that no study has"
         for table in tables
@@ -147,23 +150,26 @@ def _secondary(reader: Reader) -> list[str]:
 def _patients(reader: Reader) -> list[str]:
     """Patients against their studies."""
     findings = []
-    patients = 0
+    patients = studies_of_patients = 0
     for patient, body in reader.scan(Table.PATIENT, b""):
+        if not body:
+            studies_of_patients += 1
+            continue
         patients += 1
         said = decode_patient(body)
         studies = [
             (key[len(patient) :], found)
-            for key, _ in reader.scan(Table.PATIENT_STUDY, patient)
-            if (found := reader.study(key[len(patient) :])) is not None
+            for key, _ in reader.scan(Table.PATIENT, patient)
+            if len(key) > len(patient) and (found := reader.study(key[len(patient) :])) is not None
         ]
         if _patient_row(studies) != said:
             findings.append("a patient's counts or newest study are not those of the studies")
     seen = {
-        reader.shared(row.newest.context).patient_of(study)
+        study: patient_key(study, row.attributes)
         for study, body in reader.scan(Table.STUDY, b"")
         if (row := decode_study(body)).newest is not None
     }
-    if len(seen) != patients:
+    if len(set(seen.values())) != patients or len(seen) != studies_of_patients:
         findings.append("there are other patients than the studies have")
     return findings
 

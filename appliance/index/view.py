@@ -4,7 +4,6 @@ Invariant: nothing it returns refers to the transaction; an iterator must be use
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from appliance.index.keys import pack_id_of, pack_reference, pack_uid, unpack_uid, unpack_uids
 from appliance.index.pack_state import reference_of, stamped
@@ -28,7 +27,6 @@ from appliance.index.schema import (
     COUNTERS_KEY,
     PROGRESS_PREFIX,
     STUDY_CONFLICT,
-    Context,
     Copy,
     Counters,
     SeriesRow,
@@ -42,7 +40,6 @@ from appliance.index.schema import (
     decode_series,
     decode_visibility,
 )
-from appliance.index.served import by_version
 
 
 class View:
@@ -109,7 +106,7 @@ class View:
                     unpack_uid(study)[0],
                     unpack_uid(series)[0],
                     sop_instance_uid,
-                    self._found_versions(copies),
+                    self._found_versions(study, copies),
                 )
             )
         return found
@@ -219,7 +216,7 @@ class View:
             )
         sop = pack_uid(uids[1])
         series = self.reader.get(Table.SOP, sop + study) or b""
-        versions = self._found_versions(self.reader.copies(study + series + sop))
+        versions = self._found_versions(study, self.reader.copies(study + series + sop))
         return Conflict(
             ConflictKind.DIFFERENT_CONTENT, uids[0], uids[1], corrected=False, versions=versions
         )
@@ -227,60 +224,50 @@ class View:
     # records from rows
 
     def _study_record(self, study_uid: str, row: StudyRow) -> StudyRecord:
-        attributes: dict[int, Any] = {}
-        character_set, received = "", 0
-        if row.newest is not None:
-            shared = self.reader.shared(row.newest.context)
-            attributes = dict(shared.study_attributes)
-            character_set = shared.context.character_set
-            received = row.newest.order.received_at_us
+        received = row.newest.order.received_at_us if row.newest is not None else 0
         return StudyRecord(
             study_uid,
             row.series_count,
             row.instance_count,
             tuple(modality for modality in row.modalities if modality),
             tuple(row.sop_classes),
-            character_set,
-            attributes,
+            row.character_set,
+            row.attributes,
             tuple(pack_id_of(pack) for pack in row.packs),
             received,
             _history(row),
         )
 
     def _series_record(self, study_uid: str, series_uid: str, row: SeriesRow) -> SeriesRecord:
-        shared = self.reader.shared(row.newest.context)
+        context = self.reader.shared(pack_uid(study_uid), row.newest.context).context
         return SeriesRecord(
             study_uid,
             series_uid,
             row.instance_count,
             row.modality,
-            shared.context.character_set,
-            shared.study_attributes | shared.context.attributes,
+            context.character_set,
+            context.study_attributes | context.series_attributes,
             tuple(pack_id_of(pack) for pack in row.packs),
         )
-
-    def _context(self, key: bytes) -> Context:
-        return self.reader.shared(key).context
 
     def _stored_instance(
         self, key: bytes, copies: list[Copy], hidden: set[bytes]
     ) -> StoredInstance:
         study_uid, series_at = unpack_uid(key)
         series_uid, sop_at = unpack_uid(key, series_at)
-        groups = [copies] if len(copies) == 1 else by_version(copies, self._context)
+        study = key[:series_at]
         return StoredInstance(
             study_uid,
             series_uid,
             unpack_uid(key, sop_at)[0],
             key[sop_at:] in hidden,
-            tuple(self._version(group) for group in groups),
+            tuple(self._version(study, group) for group in self.reader.versions(study, copies)),
         )
 
-    def _version(self, copies: list[Copy]) -> Version:
+    def _version(self, study: bytes, copies: list[Copy]) -> Version:
         newest = copies[-1]
-        shared = self.reader.shared(newest.context)
-        context = shared.context
-        attributes = shared.study_attributes | context.attributes
+        context = self.reader.shared(study, newest.context).context
+        attributes = context.study_attributes | context.series_attributes
         attributes.update(zip(context.tags, newest.values, strict=True))
         return Version(
             newest.sha256,
@@ -289,11 +276,11 @@ class View:
             newest.length,
             context.character_set,
             attributes,
-            tuple(self._stored_copy(copy) for copy in copies),
+            tuple(self._stored_copy(study, copy) for copy in copies),
         )
 
-    def _stored_copy(self, copy: Copy) -> StoredCopy:
-        context = self._context(copy.context)
+    def _stored_copy(self, study: bytes, copy: Copy) -> StoredCopy:
+        context = self.reader.shared(study, copy.context).context
         return StoredCopy(
             pack_id_of(copy.pack),
             copy.offset,
@@ -305,16 +292,15 @@ class View:
             context.tls_subject,
         )
 
-    def _found_versions(self, copies: list[Copy]) -> tuple[FoundVersion, ...]:
-        groups = [copies] if len(copies) == 1 else by_version(copies, self._context)
+    def _found_versions(self, study: bytes, copies: list[Copy]) -> tuple[FoundVersion, ...]:
         return tuple(
             FoundVersion(
                 group[-1].sha256,
-                self._context(group[-1].context).transfer_syntax_uid,
+                self.reader.shared(study, group[-1].context).context.transfer_syntax_uid,
                 group[-1].length,
                 tuple(pack_id_of(copy.pack) for copy in group),
             )
-            for group in groups
+            for group in self.reader.versions(study, copies)
         )
 
 

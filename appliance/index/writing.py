@@ -18,6 +18,7 @@ from appliance.index.pack_state import PackState, merged_cloud
 from appliance.index.schema import (
     PROGRESS_PREFIX,
     VERSION_CONFLICT,
+    Context,
     Copy,
     Order,
     Table,
@@ -176,7 +177,7 @@ class WriteTransaction:
         overlay = self.overlay
         sop = pack_uid(facts.sop_instance_uid)
         series = pack_uid(facts.series_instance_uid)
-        shared, values = self._contexts.split(node, facts)
+        shared, values = self._contexts.split(study.study, node, facts)
         copy = Copy(
             facts.received_at_us,
             pack.reference,
@@ -217,7 +218,7 @@ class WriteTransaction:
         """
         overlay = self.overlay
         located, series = where
-        shared = self._shared(copy.context)
+        shared = self._shared(study.study, copy.context)
         key = study.study + located + sop
         body = overlay.get(Table.INSTANCE, key)
         if body is None:
@@ -227,33 +228,35 @@ class WriteTransaction:
             return False
         before = copies[-1]
         copies.append(copy)
-        copies.sort(key=self._order)
+
+        def context_of(name: bytes) -> Context:
+            return self._shared(study.study, name).context
+
+        copies.sort(key=lambda each: order_of(each, context_of(each.context)))
         study.saw(shared.patient_of(study.study), copy.received_at_us)
-        if len(by_version(copies, self._context)) > 1:
+        if len(by_version(copies, context_of)) > 1:
             overlay.put(Table.CONFLICT, VERSION_CONFLICT + study.study + sop, b"")
         home = located
         if copies[-1] is copy:
             home = series
             if not (study.has_visibility and self._hidden(study.study + sop)):
-                study.remove(self._contribution(located, before), self._series(study, located))
-                study.add(self._contribution(home, copy), self._series(study, home))
+                study.remove(
+                    self._contribution(study.study, located, before),
+                    self._series(study, located),
+                )
+                study.add(self._contribution(study.study, home, copy), self._series(study, home))
             if home != located:
                 overlay.delete(Table.INSTANCE, key)
                 overlay.put(Table.SOP, sop + study.study, home)
         overlay.put(Table.INSTANCE, study.study + home + sop, encode(copies))
         return True
 
-    def _shared(self, key: bytes) -> Shared:
-        return self._cache.shared(key, self.overlay.get)
+    def _shared(self, study: bytes, key: bytes) -> Shared:
+        return self._cache.shared(study, key, self.overlay.get)
 
-    def _context(self, key: bytes) -> Any:
-        return self._shared(key).context
-
-    def _order(self, copy: Copy) -> Order:
-        return order_of(copy, self._context(copy.context))
-
-    def _contribution(self, series: bytes, copy: Copy) -> Contribution:
-        return Contribution(series, self._order(copy), self._shared(copy.context))
+    def _contribution(self, study: bytes, series: bytes, copy: Copy) -> Contribution:
+        shared = self._shared(study, copy.context)
+        return Contribution(series, order_of(copy, shared.context), shared)
 
     # visibility
 
@@ -296,7 +299,7 @@ class WriteTransaction:
         if body is None:
             raise damaged("instance", "a record that is named elsewhere is missing")
         copy = decode_copies(body)[-1]
-        what = self._contribution(located, copy)
+        what = self._contribution(study.study, located, copy)
         if visible:
             study.add(what, self._series(study, located))
         else:

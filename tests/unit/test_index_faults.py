@@ -179,12 +179,12 @@ def test_a_full_map_grows_once_and_the_work_is_done_again(tmp_path: Path) -> Non
                 txn.apply_pack(
                     pack(n % 20, [instance(f"1.2.{n}", sop=f"9.{n}", PatientID=f"P{n}")])
                 )
-                for n in range(150)
+                for n in range(250)
             )
 
-        assert index.transact(work) == 150
+        assert index.transact(work) == 250
         with index.read() as view:
-            assert view.counts().studies == 150
+            assert view.counts().studies == 250
             assert verify(view) == []
         assert index.used_bytes() > SMALL_MAP
 
@@ -195,12 +195,12 @@ def test_a_full_map_in_a_write_block_is_out_of_space_and_may_be_tried_again(
     """The failed transaction leaves nothing; the next one finds room."""
     with open_index(tmp_path, map_size=SMALL_MAP) as index:
         with pytest.raises(OutOfSpace):
-            fill(index, 0, 150)
+            fill(index, 0, 250)
         with index.read() as view:
             assert view.counts().studies == 0
-        fill(index, 0, 150)
+        fill(index, 0, 250)
         with index.read() as view:
-            assert view.counts().studies == 150
+            assert view.counts().studies == 250
 
 
 def test_a_map_that_another_process_has_grown_is_taken_over(tmp_path: Path) -> None:
