@@ -175,8 +175,10 @@ class S3Store:
             answer = self._requests.send(
                 operation, prefix, Lane.NEW, Prefix=self._requests.full_key(prefix), **parameters
             )
+            if "IsTruncated" not in answer:
+                raise CloudUnavailable(operation, prefix, "the answer is no listing", PORTAL_HINT)
             yield answer
-            if not answer.get("IsTruncated"):
+            if not answer["IsTruncated"]:
                 return
             following = {ask: answer.get(told) for ask, told in markers.items()}
             if not any(following.values()) or following == previous:

@@ -17,6 +17,7 @@ import boto3.session
 import botocore.session
 from botocore.config import Config
 
+from appliance.config.model import Cloud
 from appliance.foundation.errors import CloudMisconfigured, CloudRefused
 from appliance.remote.s3_connection import LineTimeouts, install
 from appliance.remote.throttle import Throttle
@@ -54,6 +55,17 @@ class S3Settings:
     credentials: Credentials | None = None
     credentials_file: str = ""
     pool_connections_max: int = 32
+
+    @classmethod
+    def of(cls, cloud: Cloud) -> "S3Settings":
+        """Return the settings that the configuration's `[cloud]` table means."""
+        return cls(
+            bucket=cloud.bucket,
+            region=cloud.region,
+            endpoint_url=cloud.endpoint_url,
+            prefix=cloud.prefix,
+            credentials_file=systemd_credentials_file(),
+        )
 
 
 def systemd_credentials_file() -> str:

@@ -3,6 +3,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from appliance.config.model import Cloud
 from appliance.foundation.clock import SystemClock
 from appliance.foundation.errors import (
     ChecksumRejected,
@@ -18,7 +19,7 @@ from appliance.remote.s3_client import Credentials, S3Settings, systemd_credenti
 from appliance.remote.store import FileBody, Lane, Lock
 from appliance.remote.throttle import ConstantRate, Throttle
 from tests.support.manual_clock import ManualClock
-from tests.support.stub_store import Asked, StubStore, answer, error
+from tests.support.stub_store import DATE, Asked, StubStore, answer, error
 
 SECRET = "wJalr-secret-that-must-not-show"
 BODY = b"0123456789" * 20
@@ -283,10 +284,22 @@ def test_listing_that_does_not_go_on_ends():
 
 def test_listing_answered_with_html_is_not_an_empty_bucket():
     """A portal's page is not a listing, marked or not."""
-    for store_marks in (True, False):
-        page = answer("200 OK", b"<html><p>Sign in<br></html>", store=store_marks)
-        with StubStore(lambda _, page=page: page) as stub, pytest.raises(CloudUnavailable):
-            list(make_store(stub.url).objects())
+    for content in (b"<html><p>Sign in<br></html>", b"<html><p>Sign in</p></html>"):
+        for store_marks in (True, False):
+            page = answer("200 OK", content, store=store_marks)
+            with StubStore(lambda _, page=page: page) as stub, pytest.raises(CloudUnavailable):
+                list(make_store(stub.url).objects())
+
+
+def test_portal_answers_no_head():
+    """Headers of a web server describe no object of ours, and prove no bucket."""
+    told = answer("200 OK", b"", store=False, Last_Modified=DATE, Date=DATE)
+    with StubStore(lambda _: told) as stub:
+        store = make_store(stub.url)
+        for ask in (lambda: store.head("k"), store.check_bucket, store.server_time):
+            with pytest.raises(CloudUnavailable) as caught:
+                ask()
+            assert "captive" in caught.value.hint
 
 
 def test_slow_down_halves_the_throttle():
@@ -394,6 +407,28 @@ def test_aws_bucket_is_addressed_in_its_region_by_host():
         with pytest.raises(CloudUnavailable):
             put(store)
         assert seen == [expected + "k"]
+
+
+def test_settings_are_those_of_the_configuration(monkeypatch):
+    """The [cloud] table as it is written, and a throttle from its timetable."""
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    cloud = Cloud.model_validate(
+        {
+            "endpoint_url": "https://s3.example.test",
+            "region": "ap-northeast-1",
+            "bucket": "archive",
+            "prefix": "radiology/",
+            "throttle": {"rate": "8 Mbit/s"},
+        }
+    )
+    assert S3Settings.of(cloud) == S3Settings(
+        bucket="archive",
+        region="ap-northeast-1",
+        endpoint_url="https://s3.example.test",
+        prefix="radiology/",
+    )
+    throttle = Throttle(cloud.throttle, UTC, ManualClock())
+    assert throttle.rate_now_bytes_per_s() == 1_000_000
 
 
 def test_secret_is_not_in_a_repr():
