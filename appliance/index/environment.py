@@ -59,11 +59,17 @@ def raise_translated(cause: lmdb.Error, path: str) -> NoReturn:
     raise translated(cause, path) from cause
 
 
+def raise_if_lmdb(cause: BaseException | None, path: str) -> None:
+    """Raise our error if the cause is one of lmdb's."""
+    if isinstance(cause, lmdb.Error):
+        raise_translated(cause, path)
+
+
 class Environment:
     """One open LMDB environment.
 
     Threads: every method may be called from any thread; `_active`, the count of open transactions
-    of this process, is guarded by `_idle`.
+    of this process, and `_waiting`, of threads that wait for it to fall, are guarded by `_idle`.
     """
 
     def __init__(self, directory: str, map_size: int) -> None:
@@ -71,6 +77,7 @@ class Environment:
         self.users = 0
         self._idle = threading.Condition(threading.Lock())
         self._active = 0
+        self._waiting = 0
         self._env = _open(directory, map_size)
         try:
             self.tables: list[Any] = [
@@ -98,8 +105,7 @@ class Environment:
                 return self._env.begin(write=write)
         except BaseException as cause:
             self._leave()
-            if isinstance(cause, lmdb.Error):
-                raise_translated(cause, self.directory)
+            raise_if_lmdb(cause, self.directory)
             raise
 
     def end(self, transaction: Any, *, commit: bool = False) -> None:
@@ -115,7 +121,7 @@ class Environment:
     def _leave(self) -> None:
         with self._idle:
             self._active -= 1
-            if self._active == 0:
+            if self._waiting:
                 self._idle.notify_all()
 
     @property
@@ -126,7 +132,7 @@ class Environment:
     def grow(self) -> bool:
         """Double the map once no transaction of this process is open; False if it cannot be."""
         with self._idle:
-            if not self._idle.wait_for(lambda: self._active == 0, GROWTH_WAIT_S):
+            if not self._wait_until_open(0):
                 return False
             size = 2 * self._env.info()["map_size"]
             try:
@@ -139,8 +145,16 @@ class Environment:
     def _adopt_map_size(self) -> None:
         """Take over the larger map that another process has made."""
         with self._idle:
-            self._idle.wait_for(lambda: self._active <= 1, GROWTH_WAIT_S)
+            self._wait_until_open(1)
             self._env.set_mapsize(0)
+
+    def _wait_until_open(self, most: int) -> bool:
+        """Wait until no more transactions than that are open. The caller holds `_idle`."""
+        self._waiting += 1
+        try:
+            return self._idle.wait_for(lambda: self._active <= most, GROWTH_WAIT_S)
+        finally:
+            self._waiting -= 1
 
     def reader_check(self) -> int:
         """Free the reader slots of processes that died; return how many there were."""
@@ -252,5 +266,4 @@ class Transaction:
             self._environment.end(self._transaction, commit=self._write and cause is None)
         except lmdb.Error as error:
             raise_translated(error, self._environment.directory)
-        if isinstance(cause, lmdb.Error):
-            raise_translated(cause, self._environment.directory)
+        raise_if_lmdb(cause, self._environment.directory)

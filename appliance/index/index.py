@@ -20,7 +20,7 @@ from appliance.foundation import log
 from appliance.foundation.errors import OutOfSpace, StorageFailed
 from appliance.foundation.files import FileSystem
 from appliance.index.contexts import ContextCache
-from appliance.index.environment import MAP_SIZE, MapFull, Transaction
+from appliance.index.environment import MAP_SIZE, MapFull, Transaction, raise_if_lmdb
 from appliance.index.format import stamp_or_check
 from appliance.index.generations import Generations, Mark, OpenGeneration
 from appliance.index.query import Query
@@ -51,8 +51,8 @@ class ReadBlock:
         self._generation = index.enter()
         try:
             environment = self._generation.environment
-            self._transaction = Transaction(environment, write=False)
-            return View(Reader(environment, self._transaction.__enter__(), index.cache))
+            self._transaction = environment.begin(write=False)
+            return View(Reader(environment, self._transaction, index.cache))
         except BaseException:
             index.leave(self._generation)
             raise
@@ -63,10 +63,12 @@ class ReadBlock:
         cause: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        environment = self._generation.environment
         try:
-            self._transaction.__exit__(kind, cause, trace)
+            environment.end(self._transaction)
         finally:
             self._index.leave(self._generation)
+        raise_if_lmdb(cause, environment.directory)
 
 
 class Filling:

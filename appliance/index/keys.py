@@ -17,6 +17,7 @@ TEXT_KEY_LENGTH_MAX = 100
 _TO_DIGITS = bytes.maketrans(b".0123456789", b"123456789ab")
 _FROM_DIGITS = bytes.maketrans(b"123456789ab", b".0123456789")
 _DIGITS_ONLY = b".0123456789"
+_LOW_HALF = bytes(byte & 0x0F for byte in range(256))
 _ODD = 0xFF
 _HASH_LENGTH = 16
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -46,9 +47,7 @@ def unpack_uid(packed: bytes, start: int = 0) -> tuple[str, int]:
     if packed[start] == _ODD:
         end = packed.index(0, start)
         return _text_of(packed[start + 1 : end]), end + 1
-    end = start
-    while packed[end] & 0x0F:
-        end += 1
+    end = packed.translate(_LOW_HALF).index(0, start)
     used = 2 * (end - start) + (1 if packed[end] else 0)
     end += 1
     digits = packed[start:end].hex()[:used]

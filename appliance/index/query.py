@@ -14,7 +14,6 @@ from typing import Any, Final
 from appliance.dicom.attributes import BY_TAG, Level
 from appliance.dicom.matching import Matcher
 from appliance.index.answering import Answering
-from appliance.index.contexts import patient_key
 from appliance.index.keys import pack_uid
 from appliance.index.reading import Reader
 from appliance.index.schema import (
@@ -24,7 +23,6 @@ from appliance.index.schema import (
     decode_copies,
     decode_series,
 )
-from appliance.index.secondary import secondary_keys
 from appliance.index.sources import SOP_UID, Source, best_source
 from appliance.index.view import View
 
@@ -129,10 +127,8 @@ class Query:
         for tag, matcher in self._of_study.items():
             if not matcher.matches(value(reader, study, row, tag)):
                 return None
-        if source.repeats:
-            patient = patient_key(study, row.attributes)
-            if not source.is_first(*at, secondary_keys(study, patient, row.attributes)):
-                return None
+        if source.repeats and not source.is_first(*at, study, row.attributes):
+            return None
         return _Found(reader, self._answering, study, row)
 
     # series and instances of a study that matched

@@ -145,8 +145,8 @@ class Settlement:
         old_patient = _patient_of(study, before)
         new_patient = _patient_of(study, now)
         if not _found_alike(before, now):
-            old = _secondary_of(study, before, old_patient)
-            new = _secondary_of(study, now, new_patient)
+            old = _secondary_of(study, before)
+            new = _secondary_of(study, now)
             for table, key in old - new:
                 self._overlay.delete(table, key)
             for table, key in new - old:
@@ -231,9 +231,7 @@ def _found_alike(one: StudyRow | None, other: StudyRow) -> bool:
     return one.attributes == other.attributes
 
 
-def _secondary_of(
-    study: bytes, row: StudyRow | None, patient: bytes | None
-) -> set[tuple[Table, bytes]]:
-    if row is None or row.newest is None or patient is None:
+def _secondary_of(study: bytes, row: StudyRow | None) -> set[tuple[Table, bytes]]:
+    if row is None or row.newest is None:
         return set()
-    return secondary_keys(study, patient, row.attributes)
+    return secondary_keys(study, row.attributes)

@@ -17,6 +17,7 @@ from appliance.index.secondary import (
     ACCESSION,
     ACCESSION_NUMBER,
     FOLDED_PATIENT_ID,
+    KEYS_OF,
     PATIENT_NAME,
     STUDY_DATE,
 )
@@ -50,9 +51,9 @@ class KeyRange(msgspec.Struct, frozen=True):
                 open_value(self.table, key, value)
                 yield key
 
-    def holds(self, table: Table, key: bytes) -> bool:
-        """Return whether a key of a table lies in the range."""
-        return table is self.table and self.low <= key < self.stop
+    def holds(self, key: bytes) -> bool:
+        """Return whether a key of its table lies in the range."""
+        return self.low <= key < self.stop
 
     def study_of(self, key: bytes) -> bytes:
         """Return the packed Study UID of a key."""
@@ -84,10 +85,12 @@ class Source(msgspec.Struct, frozen=True):
                     return total
         return total
 
-    def is_first(self, part: int, key: bytes, keys: set[tuple[Table, bytes]]) -> bool:
-        """Return whether a study whose secondary keys are these is met here first."""
-        for index, candidate in enumerate(self.ranges[: part + 1]):
-            found = [k for table, k in keys if candidate.holds(table, k)]
+    def is_first(self, part: int, key: bytes, study: bytes, attributes: dict[int, Any]) -> bool:
+        """Return whether a study with these attributes is met here first."""
+        for index in range(part + 1):
+            candidate = self.ranges[index]
+            keys = KEYS_OF[candidate.table](study, attributes)
+            found = [each for each in keys if candidate.holds(each)]
             if found:
                 return index == part and min(found) == key
         return True

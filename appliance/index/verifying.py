@@ -134,8 +134,7 @@ def _secondary(reader: Reader) -> list[str]:
         context = reader.shared(study, row.newest.context).context
         if context.study_attributes != row.attributes:
             findings.append("a study's attributes are not those of its newest instance")
-        patient = patient_key(study, row.attributes)
-        for table, key in secondary_keys(study, patient, row.attributes):
+        for table, key in secondary_keys(study, row.attributes):
             entries[table] += 1
             if reader.get(table, key) is None:
                 findings.append(f"a study is missing in {table.name.lower()}")
