@@ -98,6 +98,9 @@ _CHECKSUM = dict.fromkeys(
         "XAmzContentChecksumMismatch",
         "XAmzContentSHA256Mismatch",
         "ContentChecksumMismatch",
+        # A part that lies there from before a restart is not the one that was named.
+        "InvalidPart",
+        "InvalidPartOrder",
     ),
     _REREAD,
 )

@@ -1,3 +1,5 @@
+"""The state of the line, its gate, and the back-off."""
+
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor

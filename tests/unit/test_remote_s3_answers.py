@@ -1,3 +1,5 @@
+"""What each answer of a store, or of what stands in its place, is taken for."""
+
 import hashlib
 from datetime import UTC, datetime, timedelta
 
@@ -76,6 +78,7 @@ def put(store: S3Store, key: str = "k", **options):
         ),
         (error("400 Bad Request", "BadDigest"), ChecksumRejected, "reread"),
         (error("400 Bad Request", "XAmzContentChecksumMismatch"), ChecksumRejected, ""),
+        (error("400 Bad Request", "InvalidPart"), ChecksumRejected, ""),
         (error("400 Bad Request", "InvalidRequest"), CloudMisconfigured, ""),
         (error("503 Slow Down", "SlowDown"), CloudUnavailable, "slow down"),
         (error("503 Service Unavailable", "ServiceUnavailable"), CloudUnavailable, "overloaded"),

@@ -1,3 +1,5 @@
+"""The throttle: its rate over time, its lanes, its timetable, all with a stopped clock."""
+
 import threading
 from collections import deque
 from datetime import UTC, datetime, time
