@@ -139,11 +139,13 @@ def test_embedded_server_ends_with_its_parent(tmp_path):
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
-    assert parent.stdout.readline().startswith(b"http://127.0.0.1:")
-    assert len(_weed_processes(data_dir)) == 2  # the keeper and the server
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    parent.stdout.close()
+    try:
+        assert parent.stdout.readline().startswith(b"http://127.0.0.1:")
+        assert len(_weed_processes(data_dir)) == 2  # the keeper and the server
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        parent.stdout.close()
     deadline_s = time.monotonic() + 20
     while _weed_processes(data_dir) and time.monotonic() < deadline_s:
         time.sleep(0.05)
