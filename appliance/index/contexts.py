@@ -23,8 +23,8 @@ from appliance.index.schema import (
     encode,
 )
 
-CACHED_MAX: Final = 20_000
-"""Decoded records kept; a handful for each study somebody is looking at."""
+CACHED_MAX: Final = 4_000
+"""Decoded records kept, some 4 kB each; a study that somebody looks at has a handful."""
 
 PATIENT_ID: Final = 0x00100020
 ISSUER_OF_PATIENT_ID: Final = 0x00100021

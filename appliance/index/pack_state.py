@@ -23,8 +23,13 @@ def reference_of(key: bytes) -> bytes:
 
 
 def listed_under(reference: bytes, pack: StoredPack) -> tuple[Table, bytes] | None:
-    """Return table and key of the list that a pack belongs to, None for an evicted one."""
+    """Return table and key of the list that a pack belongs to, None for an evicted one.
+
+    A pack of which only its name was ever said (it was used or moved) is on no list either.
+    """
     if pack.cloud is None:
+        if pack.member_count == 0:
+            return None
         return Table.PENDING, stamped(pack.first_received_us, reference)
     if pack.local:
         return Table.CACHED, stamped(pack.last_used_us, reference)
@@ -33,6 +38,8 @@ def listed_under(reference: bytes, pack: StoredPack) -> tuple[Table, bytes] | No
 
 def counted(counters: Counters, pack: StoredPack, sign: int) -> None:
     """Add a pack to the totals, or take it away."""
+    if pack.cloud is None and pack.member_count == 0:
+        return
     counters.packs += sign
     if pack.cloud is None:
         counters.pending_packs += sign

@@ -304,6 +304,20 @@ def test_evictable_is_by_last_use_and_never_pending(index: Index) -> None:
         assert [row.pack_id for row in view.pending(10)] == [PACK_IDS[2]]
 
 
+def test_a_pack_of_which_only_the_name_is_known_is_on_no_list(index: Index) -> None:
+    """A stray touch makes nothing pending, and is not lost when the pack comes."""
+    with index.write() as txn:
+        txn.touch([PACK_IDS[0]], 100)
+        txn.set_local(PACK_IDS[0], local=True)
+    with index.read() as view:
+        assert view.pending(10) == []
+        assert view.counts().packs == 0
+    apply(index, pack(0, [instance(at=1)]))
+    with index.read() as view:
+        (row,) = view.pending(10)
+        assert (row.last_used_us, row.local) == (100, True)
+
+
 def test_later_lock_and_proof_of_the_same_entry_hold(index: Index) -> None:
     """Extending a lock never shortens it, whichever fact comes first."""
     with index.write() as txn:
