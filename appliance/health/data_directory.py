@@ -1,0 +1,38 @@
+"""Whether the data directory can be written by whoever runs this."""
+
+import os
+
+from appliance.foundation.errors import AzekuraError
+from appliance.foundation.files import FileSystem
+from appliance.health.check import Findings, failed, ok, warning
+
+CONDITION = "data_directory"
+_PROBE = ".doctor"
+
+
+def check_data_directory(files: FileSystem, data_dir: str) -> Findings:
+    """Create, flush and remove a small file there."""
+    if not os.path.isdir(data_dir):
+        return [
+            warning(
+                CONDITION,
+                f"{data_dir} is not there",
+                "The first start makes it, if the daemons' user may write the folder above it",
+            )
+        ]
+    path = os.path.join(data_dir, f"{_PROBE}-{os.getpid()}")
+    try:
+        files.write_atomic(path, b"azekura\n")
+        files.unlink(path)
+    except AzekuraError as cause:
+        return [failed(CONDITION, cause)]
+    owner = os.stat(data_dir).st_uid
+    if owner != os.geteuid():
+        return [
+            warning(
+                CONDITION,
+                f"{data_dir} belongs to user {owner}, this is user {os.geteuid()}",
+                "Run the daemons and the commands as the owner, or they lock each other out",
+            )
+        ]
+    return [ok(CONDITION, f"{data_dir} is writable")]
