@@ -83,7 +83,9 @@ class Bench:
         node = self._node("recall")
         node.start()
         try:
-            found = measure_retrieve.measure_recall(self._folder, node, self._count, self._runs)
+            found = measure_retrieve.measure_recall(
+                self._folder, self._server, node, self._count, self._runs
+            )
         finally:
             node.stop()
         self.facts += [

@@ -6,9 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import boto3
+import urllib3
+
 from appliance.archive.studies import study_packs
 from appliance.config.load import load
 from appliance.daemons.parts import Parts
+from appliance.remote.embedded import EmbeddedS3
+from appliance.seal.age import SEALED_CHUNK_BYTES
 from tests.bench import client, senders
 from tests.bench.datasets import make_study, study_uid
 from tests.bench.measure_store import LARGE, Peers, Rates
@@ -34,7 +39,7 @@ def measure(
         with start() as peer, _sink(folder, destination_port):
             senders.store(peer.port, sent)
             move_s = [senders.move(peer.port, study) for _ in range(runs)]
-            get_s = [senders.get(peer.port, study, folder / "got") for _ in range(runs)]
+            get_s = [senders.get(peer.port, study) for _ in range(runs)]
             rates["C-MOVE 1,000 × 525 kB", name] = count / statistics.median(move_s)
             rates["C-GET 1,000 × 525 kB", name] = count / statistics.median(get_s)
     return rates
@@ -64,7 +69,9 @@ class Recall:
         return statistics.median(self.raw_whole_s) / statistics.median(self.whole_s)
 
 
-def measure_recall(folder: Path, node: Node, count: int = COUNT, runs: int = RUNS) -> Recall:
+def measure_recall(
+    folder: Path, server: EmbeddedS3, node: Node, count: int = COUNT, runs: int = RUNS
+) -> Recall:
     """Evict and fetch a CT, and fetch its objects raw, in turns. The node runs."""
     sent = make_study(folder / "sent", LARGE, count, RECALL_RUN)
     study = study_uid(LARGE, RECALL_RUN)
@@ -75,7 +82,7 @@ def measure_recall(folder: Path, node: Node, count: int = COUNT, runs: int = RUN
     try:
         for _ in range(runs):
             node.azekura("study", "evict", study)
-            _raw(parts, study, found)
+            _raw(parts, server, node, study, found)
             _recalled(node.port, study, found, count)
             node.azekura("study", "recall", study)
     finally:
@@ -83,27 +90,43 @@ def measure_recall(folder: Path, node: Node, count: int = COUNT, runs: int = RUN
     return found
 
 
-def _raw(parts: Parts, study: str, found: Recall) -> None:
-    """Fetch the study's objects by plain ranged GETs of the same store and connections."""
-    store = parts.store()
+def _raw(parts: Parts, server: EmbeddedS3, node: Node, study: str, found: Recall) -> None:
+    """Fetch the study's objects by plain HTTP ranged GETs of presigned addresses."""
+    assert server.credentials is not None
+    signer = boto3.client(
+        "s3", endpoint_url=server.endpoint_url, region_name="us-east-1",
+        aws_access_key_id=server.credentials.access_key_id,
+        aws_secret_access_key=server.credentials.secret_access_key,
+    )  # fmt: skip
+    http = urllib3.PoolManager(maxsize=RAW_THREADS)
+
+    def fetch(each: tuple[str, int, int]) -> int:
+        url, start, end = each
+        answer = http.request("GET", url, headers={"Range": f"bytes={start}-{end - 1}"})
+        assert answer.status == 206
+        return len(answer.data)
+
     with parts.index.read() as view:
         packs = [row.cloud for row in study_packs(view, study) if row.cloud]
-    store.head(packs[0].key, packs[0].version_id)
+    urls = [
+        signer.generate_presigned_url(
+            "get_object",
+            {"Bucket": node.bucket, "Key": node.prefix + each.key, "VersionId": each.version_id},
+        )
+        for each in packs
+    ]
+    fetch((urls[0], 0, 1))
     started_s = time.perf_counter()
-    store.get(packs[0].key, packs[0].version_id, 0, 9 * 65552)
+    fetch((urls[0], 0, 9 * SEALED_CHUNK_BYTES))
     found.raw_first_s.append(time.perf_counter() - started_s)
     ranges = [
-        (cloud, start, min(start + RAW_PART_BYTES, cloud.size))
-        for cloud in packs
+        (url, start, min(start + RAW_PART_BYTES, cloud.size))
+        for url, cloud in zip(urls, packs, strict=True)
         for start in range(0, cloud.size, RAW_PART_BYTES)
     ]
     started_s = time.perf_counter()
     with ThreadPoolExecutor(RAW_THREADS) as pool:
-        list(
-            pool.map(
-                lambda each: len(store.get(each[0].key, each[0].version_id, *each[1:])), ranges
-            )
-        )
+        assert sum(pool.map(fetch, ranges)) == sum(cloud.size for cloud in packs)
     found.raw_whole_s.append(time.perf_counter() - started_s)
 
 

@@ -46,10 +46,9 @@ def _study_keys(study: str) -> list[str]:
     return ["-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study}"]
 
 
-def get(port: int, study: str, folder: Path) -> float:
+def get(port: int, study: str) -> float:
     """Fetch a study by C-GET, received and not stored; return seconds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = ["/usr/bin/getscu", "-S", "-aec", AE, "--ignore", "-od", str(folder)]
+    command = ["/usr/bin/getscu", "-S", "-aec", AE, "--ignore"]
     return _run_together([[*command, "127.0.0.1", str(port), *_study_keys(study)]], nodelay=True)
 
 
