@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.foundation.errors import Damaged, UnsupportedFormat
+from appliance.foundation.errors import Damaged, StorageFailed, UnsupportedFormat
 from appliance.foundation.files import FileSystem
 from appliance.index.dump import dump
 from appliance.index.environment import Transaction
@@ -174,3 +174,76 @@ def test_a_missing_pointer_is_damage(index: Index, tmp_path: Path) -> None:
     (tmp_path / "index" / "current").unlink()
     with pytest.raises(Damaged, match="pointer"):
         packs(index)
+
+
+class Failing(FileSystem):
+    """Fails at the N-th operation that changes the disk."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise StorageFailed("write", "test")
+
+    def pwritev(self, fd, buffers, offset):
+        self._count()
+        return super().pwritev(fd, buffers, offset)
+
+    def fdatasync(self, fd):
+        self._count()
+        super().fdatasync(fd)
+
+    def rename(self, source, target):
+        self._count()
+        super().rename(source, target)
+
+    def fsync_directory(self, path):
+        self._count()
+        super().fsync_directory(path)
+
+    def unlink(self, path):
+        self._count()
+        super().unlink(path)
+
+
+def test_a_switch_that_fails_anywhere_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+    """Whatever step of a rebuild fails, the next start finds one whole index, and works."""
+    with open_index(tmp_path) as index:
+        apply(index, 0)
+    for step in range(1, 40):
+        files = Failing(step)
+        broken = Index(files, str(tmp_path / "index"), map_size=MAP_SIZE)
+        try:
+            broken.open()
+            filling = broken.new_generation()
+            with filling.write() as txn:
+                txn.apply_pack(pack(0, [instance(sop="9.0")]))
+            broken.switch(filling)
+        except StorageFailed:
+            pass
+        broken.close()
+        with open_index(tmp_path) as index:
+            assert packs(index) == [PACK_IDS[0]]
+            apply(index, 0)
+        if files.left > 0:
+            break
+    else:
+        pytest.fail("no rebuild ever came to its end")
+
+
+def test_threads_of_a_process_write_in_turn(index: Index) -> None:
+    """Readers are never in the way, and no write is lost."""
+    threads = [
+        threading.Thread(target=lambda start=start: [apply(index, n) for n in range(start, 20, 4)])
+        for start in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        seen = packs(index)
+        assert seen == sorted(seen)
+    for thread in threads:
+        thread.join()
+    assert packs(index) == PACK_IDS
