@@ -106,30 +106,30 @@ def served_instances(
         return packs[pack_id]
 
     for study in studies:
-        for instance in view.instances(study):
-            if instance.hidden:
+        if patient is not None:
+            record = view.study(study)
+            if record is None or not patient.matches(record.attributes.get(PATIENT_ID, "")):
                 continue
-            if series is not None and not series.matches(instance.series_instance_uid):
+        for found in view.served(study):
+            if series is not None and not series.matches(found.series_instance_uid):
                 continue
-            if sop is not None and not sop.matches(instance.sop_instance_uid):
+            if sop is not None and not sop.matches(found.sop_instance_uid):
                 continue
-            version = instance.served
-            if patient is not None and not patient.matches(version.attributes.get(PATIENT_ID, "")):
-                continue
-            copies = version.copies
-            copy = next((each for each in copies if is_local(each.pack_id)), copies[-1])
+            pack_id, offset = next(
+                (copy for copy in found.copies if is_local(copy[0])), found.copies[-1]
+            )
             yield Retrievable(
                 study_instance_uid=study,
-                series_instance_uid=instance.series_instance_uid,
-                sop_instance_uid=instance.sop_instance_uid,
-                sop_class_uid=version.sop_class_uid,
-                transfer_syntax_uid=version.transfer_syntax_uid,
-                length=version.length,
-                pack_id=copy.pack_id,
-                offset=copy.offset,
-                sha256=version.sha256,
-                online=is_local(copy.pack_id),
-                character_set=version.character_set,
+                series_instance_uid=found.series_instance_uid,
+                sop_instance_uid=found.sop_instance_uid,
+                sop_class_uid=found.sop_class_uid,
+                transfer_syntax_uid=found.transfer_syntax_uid,
+                length=found.length,
+                pack_id=pack_id,
+                offset=offset,
+                sha256=found.sha256,
+                online=is_local(pack_id),
+                character_set=found.character_set,
             )
 
 

