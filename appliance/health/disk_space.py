@@ -48,8 +48,8 @@ def check_disk_space(space: DiskSpace) -> Findings:
             warning(
                 CONDITION,
                 f"the disk is too small for cache.capacity {capacity} and a reserve of {reserve}",
-                "Receiving stops before the watermarks evict: lower cache.capacity, or give the "
-                "data a disk of its own",
+                "The watermarks count from what the disk holds, so that less stays cached than "
+                "configured: lower cache.capacity, or give the data a disk of its own",
             )
         ]
     if room_bytes < TIGHT_FRACTION * space.capacity_bytes:
