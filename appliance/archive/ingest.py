@@ -6,15 +6,21 @@ Invariants:
 - `store` returns only after the member is fdatasynced and its directory entry is too (D4).
 - The dataset's bytes are written as they came; only the file meta group is ours.
 - An instance is stored again only when no good copy with the same bytes and transfer syntax is
-  durable here or verified in the cloud.
+  durable here or verified in the cloud. A copy that is only here is read again before it counts.
+- One SOP Instance UID is stored by one thread at a time: of two versions that come at once, the
+  second gets another member name.
 """
 
+import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from appliance.archive.layout import Layout, new_pack_id, packs_in
+from appliance.archive.abandoned import recover_abandoned, recover_directory
+from appliance.archive.extent import Extent
+from appliance.archive.layout import Layout, new_pack_id
 from appliance.archive.open_packs import OpenPacks, Version
 from appliance.archive.progress import Progress, progress_path
 from appliance.archive.sender import Sender
@@ -24,24 +30,42 @@ from appliance.dicom.file_meta import build_file_meta
 from appliance.dicom.scan import Identity, scan_identity
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, to_microseconds
-from appliance.foundation.errors import Busy, DatasetMismatch, StorageFailed
+from appliance.foundation.errors import (
+    AzekuraError,
+    Busy,
+    DatasetMismatch,
+    StorageFailed,
+)
 from appliance.foundation.files import FileLock, FileSystem
 from appliance.index.index import Index
+from appliance.index.records import FoundInstance
+from appliance.index.view import View
 from appliance.packs.member import Provenance, member_name
-from appliance.packs.recovery import recover
+from appliance.packs.reader import PackReader
 from appliance.packs.writer import StreamedMember
 
 LARGE_INSTANCE_BYTES = 8 * 2**20
 HOUSEKEEPING_S = 0.5
+OWNER_WAIT_S = 60.0
+OWNER_POLL_S = 0.1
 
 _log = log.get("ingest")
+
+
+class Copy(NamedTuple):
+    """Where a dataset lies in a pack."""
+
+    pack_id: str
+    offset: int
+    length: int
 
 
 class Ingest:
     """The one writer of a process.
 
     `_recent` maps an SOP Instance UID to versions that are durable but perhaps not yet indexed;
-    it is guarded by `_lock`, and so is `_answered`. Any thread may call `store`.
+    it is guarded by `_lock`, and so are `_answered` and `_storing`, the SOP Instance UIDs that
+    threads are at work on. Any thread may call `store`.
     """
 
     def __init__(
@@ -63,17 +87,33 @@ class Ingest:
         self._space = space
         self._on_fatal = on_fatal
         self._lock = threading.Lock()
+        self._stored = threading.Condition(self._lock)
+        self._storing: set[str] = set()
         self._recent: dict[str, list[Version]] = {}
         self._unindexed: deque[tuple[int, str, Version]] = deque()
         self._answered = 0
         self._failure: StorageFailed | None = None
         files.make_directory(self._directory)
         self._flock = FileLock(os.path.join(self._directory, "lock"))
-        self._flock.acquire()
+        self._own()
         self._progress = Progress(progress_path(self._directory))
         self._packs = OpenPacks(files, clock, layout, self._directory, packs)
         self._stop = threading.Event()
         self._housekeeper = threading.Thread(target=self._keep_house, name="pack-closer")
+
+    def _own(self) -> None:
+        """Take the directory, waiting while somebody recovers what a dead owner left in it."""
+        never = threading.Event()
+        end_s = self._clock.monotonic_s() + OWNER_WAIT_S
+        while True:
+            try:
+                self._flock.acquire()
+            except Busy:
+                if self._clock.monotonic_s() >= end_s:
+                    raise
+                self._clock.wait(never, OWNER_POLL_S)
+            else:
+                return
 
     def start(self) -> None:
         """Recover what a dead owner left, then begin to close packs that are due."""
@@ -86,13 +126,15 @@ class Ingest:
         self._housekeeper.start()
 
     def stop(self) -> None:
-        """Close every pack and let the directory go."""
+        """Close every pack and let the directory go; who still stores gets Busy."""
         self._stop.set()
         if self._housekeeper.ident is not None:
             self._housekeeper.join()
-        if self._failure is None:
-            self._packs.close_all()
-        self._flock.release()
+        try:
+            if self._failure is None:
+                self._packs.close_all()
+        finally:
+            self._flock.release()
 
     def store(
         self,
@@ -112,31 +154,52 @@ class Ingest:
         identity = scan_identity(dataset, transfer_syntax_uid)
         check_identity(identity, sop_class_uid, sop_instance_uid)
         version = Version(sha256, transfer_syntax_uid)
-        versions, good = self._known_versions(sop_instance_uid)
-        if version in good:
-            return
-        self._space.claim(len(dataset))
-        name = member_name(
-            identity.series_instance_uid,
-            sop_instance_uid,
-            sha256.hex()[:8] if versions else None,
-        )
-        try:
-            self._packs.append(
-                identity.study_instance_uid,
-                name,
-                self._provenance(sender),
-                transfer_syntax_uid,
-                build_file_meta(
-                    sop_class_uid, sop_instance_uid, transfer_syntax_uid, sender.calling_ae
-                ),
-                dataset,
-                sha256,
+        with self._alone(sop_instance_uid):
+            known, good = self._known_versions(sop_instance_uid, version)
+            if good:
+                return
+            self._space.claim(len(dataset))
+            name = member_name(
+                identity.series_instance_uid,
+                sop_instance_uid,
+                sha256.hex()[:8] if known else None,
             )
+            with self._failing():
+                self._packs.append(
+                    identity.study_instance_uid,
+                    name,
+                    self._provenance(sender),
+                    transfer_syntax_uid,
+                    build_file_meta(
+                        sop_class_uid, sop_instance_uid, transfer_syntax_uid, sender.calling_ae
+                    ),
+                    dataset,
+                    sha256,
+                )
+            self._publish(sop_instance_uid, version)
+
+    @contextlib.contextmanager
+    def _alone(self, sop_instance_uid: str) -> Iterator[None]:
+        """Keep other threads from storing the same instance over the block."""
+        with self._stored:
+            while sop_instance_uid in self._storing:
+                self._stored.wait()
+            self._storing.add(sop_instance_uid)
+        try:
+            yield
+        finally:
+            with self._stored:
+                self._storing.remove(sop_instance_uid)
+                self._stored.notify_all()
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Let a StorageFailed out of the block only after nothing is accepted any more (D2)."""
+        try:
+            yield
         except StorageFailed as failure:
             self._fail(failure)
             raise
-        self._publish(sop_instance_uid, version)
 
     def open_stream(
         self, sender: Sender, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
@@ -163,19 +226,23 @@ class Ingest:
             character_set=sender.character_set,
         )
 
-    def _known_versions(self, sop_instance_uid: str) -> tuple[list[Version], list[Version]]:
-        """Return the versions ever received, and those of which a good copy is here or verified."""
-        good = list(self._recent.get(sop_instance_uid, ()))
-        known = list(good)
-        with self._index.read() as view:
-            for place in view.find_sop(sop_instance_uid):
-                for found in place.versions:
-                    version = Version(found.sha256, found.transfer_syntax_uid)
-                    known.append(version)
-                    packs = map(view.pack, found.pack_ids)
-                    if any(pack is not None and (pack.local or pack.cloud) for pack in packs):
-                        good.append(version)
-        return known, good
+    def _known_versions(self, sop_instance_uid: str, version: Version) -> tuple[bool, bool]:
+        """Tell whether any version is known, and whether a good copy of this one is.
+
+        An index that can't be read keeps nothing from being stored: then it is stored again.
+        """
+        recent = list(self._recent.get(sop_instance_uid, ()))
+        if version in recent:
+            return True, True
+        try:
+            with self._index.read() as view:
+                places = view.find_sop(sop_instance_uid)
+                verified, copies = _copies(view, places, version)
+        except AzekuraError as error:
+            _log.error("duplicates_not_known", error=type(error).__name__)
+            return bool(recent), False
+        good = verified or any(holds(self._layout, copy, version.sha256) for copy in copies)
+        return bool(recent or places), good
 
     def _publish(self, sop_instance_uid: str, version: Version) -> None:
         with self._lock:
@@ -201,48 +268,61 @@ class Ingest:
     def _keep_house(self) -> None:
         while not self._clock.wait(self._stop, HOUSEKEEPING_S):
             try:
-                self._packs.close_due()
-            except StorageFailed as failure:
-                self._fail(failure)
+                with self._failing():
+                    self._packs.close_due()
+            except StorageFailed:
                 return
+            except AzekuraError as error:
+                # A full disk: the packs stay open and are closed when there is room again.
+                _log.error("pack_not_closed", error=type(error).__name__, cause=error.cause)
 
     # --- streams, for InstanceStream only
 
     def begin_streamed(self, meta: bytes) -> StreamedMember:
         """Return a member that will be alone in its pack."""
         path = os.path.join(self._directory, f"{new_pack_id()}.tar")
-        member = StreamedMember(self._files, path)
+        with self._failing():
+            member = StreamedMember(self._files, path)
         member.begin(meta)
         return member
 
-    def claim(self, incoming_bytes: int) -> None:
-        """Count the bytes of a growing stream in."""
-        self._space.claim(incoming_bytes)
+    def write_streamed(self, member: StreamedMember, chunk: memoryview, claim_bytes: int) -> None:
+        """Append to a growing stream, having counted `claim_bytes` more in."""
+        if self._failure is not None:
+            raise self._failure
+        if claim_bytes:
+            self._space.claim(claim_bytes)
+        with self._failing():
+            member.write(chunk)
+
+    def abort_streamed(self, member: StreamedMember) -> None:
+        """Remove what came of a stream."""
+        with self._failing():
+            member.abort()
 
     def finish_streamed(self, stream: "InstanceStream", member: StreamedMember) -> None:
         """Close the streamed pack; on return the instance is durable."""
+        if self._failure is not None:
+            raise self._failure
         with member.dataset() as dataset:
             identity = scan_identity(dataset, stream.transfer_syntax_uid)
         check_identity(identity, stream.sop_class_uid, stream.sop_instance_uid)
         version = Version(member.sha256(), stream.transfer_syntax_uid)
-        versions, good = self._known_versions(stream.sop_instance_uid)
-        if version in good:
-            member.abort()
-            return
-        suffix = version.sha256.hex()[:8] if versions else None
-        name = member_name(identity.series_instance_uid, stream.sop_instance_uid, suffix)
-        try:
-            member.finish(
-                name,
-                self._provenance(stream.sender),
-                stream.transfer_syntax_uid,
-                stream.sop_class_uid,
-            )
-            self._files.rename(member.path, self._layout.closed_path(member.pack_id))
-        except StorageFailed as failure:
-            self._fail(failure)
-            raise
-        self._publish(stream.sop_instance_uid, version)
+        with self._alone(stream.sop_instance_uid):
+            known, good = self._known_versions(stream.sop_instance_uid, version)
+            if good:
+                self.abort_streamed(member)
+                return
+            suffix = version.sha256.hex()[:8] if known else None
+            with self._failing():
+                member.finish(
+                    member_name(identity.series_instance_uid, stream.sop_instance_uid, suffix),
+                    self._provenance(stream.sender),
+                    stream.transfer_syntax_uid,
+                    stream.sop_class_uid,
+                )
+                self._files.rename(member.path, self._layout.closed_path(member.pack_id))
+            self._publish(stream.sop_instance_uid, version)
 
 
 class InstanceStream:
@@ -267,22 +347,23 @@ class InstanceStream:
 
     def write(self, chunk: memoryview) -> None:
         """Append a part of the dataset; OutOfSpace or StorageFailed end the stream."""
-        if self._member.length + len(chunk) > self._claimed_bytes:
-            self._ingest.claim(LARGE_INSTANCE_BYTES)
-            self._claimed_bytes += LARGE_INSTANCE_BYTES
-        self._member.write(chunk)
+        claim_bytes = 0
+        while self._member.length + len(chunk) > self._claimed_bytes + claim_bytes:
+            claim_bytes += LARGE_INSTANCE_BYTES
+        self._ingest.write_streamed(self._member, chunk, claim_bytes)
+        self._claimed_bytes += claim_bytes
 
     def finish(self) -> None:
         """Check the identity and make the instance durable, or raise and leave nothing."""
         try:
             self._ingest.finish_streamed(self, self._member)
         except BaseException:
-            self._member.abort()
+            self.abort()
             raise
 
     def abort(self) -> None:
         """Forget the instance: the association ended or failed."""
-        self._member.abort()
+        self._ingest.abort_streamed(self._member)
 
 
 def check_identity(identity: Identity, sop_class_uid: str, sop_instance_uid: str) -> None:
@@ -295,43 +376,26 @@ def check_identity(identity: Identity, sop_class_uid: str, sop_instance_uid: str
         raise DatasetMismatch("store", "", "SOP Class UID differs from the command's")
 
 
-def recover_directory(files: FileSystem, layout: Layout, directory: str) -> int:
-    """Recover and close the packs in a directory whose flock is held; return how many."""
-    count = 0
-    for pack_id in packs_in(directory):
-        path = os.path.join(directory, f"{pack_id}.tar")
-        recovered = recover(files, path, layout.set_aside)
-        if recovered.members:
-            files.rename(path, layout.closed_path(pack_id))
-            count += 1
-        else:
-            files.unlink(path)
-        _log.info(
-            "pack_recovered",
-            pack=pack_id,
-            members=len(recovered.members),
-            set_aside=len(recovered.set_aside),
-        )
-    for name in os.listdir(directory):
-        if name.endswith(".durable"):
-            files.unlink(os.path.join(directory, name))
-    return count
+def _copies(view: View, places: list[FoundInstance], version: Version) -> tuple[bool, list[Copy]]:
+    """Tell whether a version is verified in the cloud, and where else it lies on this disk."""
+    copies = []
+    for place in places:
+        instance = view.instance(place.study_instance_uid, place.sop_instance_uid)
+        for found in instance.versions if instance is not None else ():
+            if (found.sha256, found.transfer_syntax_uid) != version:
+                continue
+            for copy in found.copies:
+                row = view.pack(copy.pack_id)
+                if row is not None and row.cloud is not None:
+                    return True, []
+                if row is not None and row.local:
+                    copies.append(Copy(copy.pack_id, copy.offset, found.length))
+    return False, copies
 
 
-def recover_abandoned(files: FileSystem, layout: Layout) -> int:
-    """Recover the packs of every writer that lives no more; return how many were closed."""
-    count = 0
-    for writer in layout.writers():
-        directory = layout.writer_directory(writer)
-        if not packs_in(directory):
-            continue
-        flock = FileLock(os.path.join(directory, "lock"))
-        try:
-            flock.acquire()
-        except Busy:
-            continue
-        try:
-            count += recover_directory(files, layout, directory)
-        finally:
-            flock.release()
-    return count
+def holds(layout: Layout, copy: "Copy", sha256: bytes) -> bool:
+    """Tell whether a pack on this disk still gives the bytes that were received."""
+    for path in layout.candidates(copy.pack_id):
+        with contextlib.suppress(OSError, AzekuraError), PackReader(path) as reader:
+            return Extent(reader.read_range, copy.offset, copy.length).sha256() == sha256
+    return False

@@ -4,6 +4,7 @@ Invariants:
 - A pack takes members of one study; it is closed at the target size, at 4,096 instances, when its
   study has been quiet or when it is old, and never reopened.
 - A pack that is being closed takes no further member.
+- A pack that could not be closed for want of space is tried again; none is forgotten.
 """
 
 import os
@@ -12,7 +13,9 @@ from typing import NamedTuple
 
 from appliance.archive.layout import Layout, new_pack_id
 from appliance.config.model import Packs
+from appliance.foundation import log
 from appliance.foundation.clock import Clock
+from appliance.foundation.errors import AzekuraError, Busy
 from appliance.foundation.files import FileSystem
 from appliance.packs.durable import durable_path
 from appliance.packs.member import Provenance
@@ -20,6 +23,8 @@ from appliance.packs.writer import PackWriter
 
 OPEN_PACKS_MAX = 400
 INSTANCES_PER_PACK_MAX = 4096
+
+_log = log.get("ingest")
 
 
 class Version(NamedTuple):
@@ -56,6 +61,7 @@ class OpenPacks:
         self._lock = threading.Lock()
         self._by_study: dict[str, _OpenPack] = {}
         self._closing: list[_OpenPack] = []
+        self._closed = False
 
     def append(
         self,
@@ -67,7 +73,10 @@ class OpenPacks:
         dataset: memoryview,
         sha256: bytes,
     ) -> None:
-        """Append a member and return when it is durable; OutOfSpace or StorageFailed else."""
+        """Append a member and return when it is durable.
+
+        Raises OutOfSpace, StorageFailed, and Busy once `close_all` was called.
+        """
         pack = self._enter(study_instance_uid, len(dataset))
         try:
             pack.writer.append(name, provenance, transfer_syntax_uid, file_meta, dataset, sha256)
@@ -78,6 +87,8 @@ class OpenPacks:
 
     def _enter(self, study_instance_uid: str, length: int) -> _OpenPack:
         with self._lock:
+            if self._closed:
+                raise Busy("store", cause="the node stops")
             now_s = self._clock.monotonic_s()
             pack = self._by_study.get(study_instance_uid)
             if pack is not None and (
@@ -105,33 +116,51 @@ class OpenPacks:
         return pack
 
     def close_due(self) -> int:
-        """Close what is full, quiet or old; return how many packs were closed."""
+        """Close what is full, quiet or old; return how many packs were closed.
+
+        OutOfSpace when one could not be closed, which is tried again at the next call.
+        """
         with self._lock:
             now_s = self._clock.monotonic_s()
             for uid, pack in list(self._by_study.items()):
-                quiet = now_s - pack.touched_s >= self._limits.quiet_s
-                old = now_s - pack.opened_s >= self._limits.max_age_s
-                if pack.users == 0 and (quiet or old):
+                quiet = pack.users == 0 and now_s - pack.touched_s >= self._limits.quiet_s
+                if quiet or now_s - pack.opened_s >= self._limits.max_age_s:
                     self._closing.append(self._by_study.pop(uid))
             ready = [pack for pack in self._closing if pack.users == 0]
             self._closing = [pack for pack in self._closing if pack.users != 0]
-        for pack in ready:
-            self._close(pack)
-        return len(ready)
+        return self._close_each(ready)
 
     def close_all(self) -> None:
-        """Close every pack; nobody appends any more."""
+        """Close every pack; whoever appends from now on gets Busy."""
         with self._lock:
+            self._closed = True
             ready = [*self._closing, *self._by_study.values()]
             self._closing, self._by_study = [], {}
+        self._close_each(ready)
+
+    def _close_each(self, ready: list[_OpenPack]) -> int:
+        failed: AzekuraError | None = None
         for pack in ready:
-            self._close(pack)
+            try:
+                self._close(pack)
+            except AzekuraError as error:
+                failed = error
+                with self._lock:
+                    self._closing.append(pack)
+        if failed is not None:
+            raise failed
+        return len(ready)
 
     def _close(self, pack: _OpenPack) -> None:
         path = os.path.join(self._directory, f"{pack.pack_id}.tar")
         pack.writer.close()
-        if pack.writer.count == 0:
-            self._files.unlink(path)
-        else:
-            self._files.rename(path, self._layout.closed_path(pack.pack_id))
+        try:
+            if pack.writer.count == 0:
+                self._files.unlink(path)
+            else:
+                self._files.rename(path, self._layout.closed_path(pack.pack_id))
+        except FileNotFoundError:
+            # Somebody removed it behind our back, or the rename was done before its flush failed.
+            if not os.path.exists(self._layout.closed_path(pack.pack_id)):
+                _log.critical("open_pack_gone", pack=pack.pack_id)
         self._files.unlink(durable_path(path))

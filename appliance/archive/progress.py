@@ -24,7 +24,8 @@ class Progress:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
         try:
             if os.fstat(fd).st_size < _SIZE_BYTES:
-                os.ftruncate(fd, _SIZE_BYTES)
+                # A store to a hole of a full disk would be a SIGBUS.
+                os.posix_fallocate(fd, 0, _SIZE_BYTES)
             self._map = mmap.mmap(fd, _SIZE_BYTES)
         finally:
             os.close(fd)

@@ -194,6 +194,16 @@ class FileLock:
         """Whether this object holds the lock."""
         return self._fd >= 0
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the path still names the file that is locked: whoever held it may remove it."""
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        ours = os.fstat(self._fd)
+        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
     def acquire(self, *, shared: bool = False, wait: bool = False) -> None:
         """Take the lock; Busy when somebody else holds it and `wait` is false."""
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)

@@ -4,6 +4,7 @@ An identifier of a study or patient never goes into a log; pack ids, sequences a
 """
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -38,3 +39,14 @@ def configure(*, json_lines: bool, level: str = "info") -> None:
 def get(name: str) -> Any:
     """Return a logger bound to the component's name."""
     return structlog.get_logger(component=name)
+
+
+def where(error: BaseException) -> str:
+    """Return an unexpected error's type and place, for a log: its text may quote what it met."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return type(error).__name__
+    code = last.tb_frame.f_code
+    return f"{type(error).__name__} at {os.path.basename(code.co_filename)}:{last.tb_lineno}"
