@@ -6,20 +6,22 @@ loop nothing; holds `index/indexer.lock`.
 Invariants:
 - Only what is durable is indexed: up to the durable length of an open pack, all of a closed one.
 - `indexed` is published only after the commit that holds everything answered up to it.
+- What an instance asks of others (a rejection note) is durable before the commit that makes the
+  instance known: after a crash in between it is asked again.
+- A file is open only while its pack grows: any number of packs may wait here for the cloud.
 """
 
-import contextlib
 import os
 import threading
 
 from appliance.archive.facts import instance_facts
-from appliance.archive.layout import Layout, packs_in
+from appliance.archive.layout import Layout, packs_in, packs_on_disk
 from appliance.archive.progress import Progress, progress_path
 from appliance.archive.rejection import note_rejection
 from appliance.archive.requests import RequestBox
 from appliance.foundation import log
 from appliance.foundation.clock import Clock
-from appliance.foundation.errors import AzekuraError, Damaged, DatasetNotUnderstood
+from appliance.foundation.errors import Damaged, DatasetNotUnderstood
 from appliance.index.facts import InstanceFacts, PackFacts
 from appliance.index.index import Index
 from appliance.packs.durable import durable_path, read_durable_length
@@ -34,13 +36,25 @@ _log = log.get("indexer")
 
 
 class _Followed:
-    """A pack being followed: how far it is indexed, and where it lies."""
+    """A pack being followed: how far it is indexed, and where it lies.
 
-    __slots__ = ("length", "reader")
+    `unreadable`: the path at which it was found damaged; it is looked at again where it moves to.
+    `complete`: it is closed, and indexed to its end.
+    """
+
+    __slots__ = ("complete", "length", "reader", "unreadable")
 
     def __init__(self, length: int) -> None:
         self.length = length
         self.reader: PackReader | None = None
+        self.unreadable = ""
+        self.complete = False
+
+    def close(self) -> None:
+        """Let the file go; it is opened again when there is more to read."""
+        if self.reader is not None:
+            self.reader.close()
+            self.reader = None
 
 
 class Indexer:
@@ -71,27 +85,13 @@ class Indexer:
         self.run_once()
 
     def catch_up(self) -> None:
-        """Index every pack on disk that the index does not know, and tell it which are here."""
+        """Index every pack on disk that the index does not know, and tell it which are gone."""
         here = packs_in(self._layout.sealed)
         for pack_id in here:
             self._follow_file(pack_id, self._layout.sealed_path(pack_id))
             self._followed.pop(pack_id, None)
-        self._reconcile(set(here))
+        mark_gone(self._layout, self._index)
         self.run_once()
-
-    def _reconcile(self, here: set[str]) -> None:
-        here |= set(packs_in(self._layout.closed))
-        for writer in self._layout.writers():
-            here |= set(packs_in(self._layout.writer_directory(writer)))
-        with self._index.read() as view:
-            said = {row.pack_id for row in view.pending(PACKS_MAX) if row.local}
-            said |= {row.pack_id for row in view.evictable(PACKS_MAX)}
-            wrong = [(pack_id, False) for pack_id in said - here]
-            wrong += [(pack_id, True) for pack_id in here - said if view.pack(pack_id)]
-        if wrong:
-            with self._index.write() as txn:
-                for pack_id, local in wrong:
-                    txn.set_local(pack_id, local)
 
     def _behind(self) -> tuple[bool, bool]:
         """Tell whether a writer has answered more than is indexed, and whether somebody waits."""
@@ -133,13 +133,12 @@ class Indexer:
     def _finish(self, pack_id: str) -> int:
         """Follow a pack to its end that went on to closed or sealed since it was last seen."""
         count = 0
-        for path in self._layout.candidates(pack_id):
-            if os.path.exists(path):
-                count = self._follow_file(pack_id, path)
-                break
-        followed = self._followed.pop(pack_id, None)
-        if followed is not None and followed.reader is not None:
-            followed.reader.close()
+        if not self._followed[pack_id].complete:
+            for path in self._layout.candidates(pack_id):
+                if os.path.exists(path):
+                    count = self._follow_file(pack_id, path)
+                    break
+        self._followed.pop(pack_id).close()
         return count
 
     def _follow_open(self, pack_id: str, path: str) -> int:
@@ -150,11 +149,19 @@ class Indexer:
         return self._follow(pack_id, path, limit)
 
     def _follow_file(self, pack_id: str, path: str) -> int:
+        followed = self._followed.get(pack_id)
+        if followed is not None and followed.complete:
+            return 0
         try:
             limit = os.path.getsize(path)
         except FileNotFoundError:
             return 0
-        return self._follow(pack_id, path, limit)
+        count = self._follow(pack_id, path, limit)
+        followed = self._followed[pack_id]
+        # Moved on while it was looked at: it is met again where it lies now.
+        followed.complete = not followed.unreadable and os.path.exists(path)
+        followed.close()
+        return count
 
     def _follow(self, pack_id: str, path: str, limit: int) -> int:
         followed = self._followed.get(pack_id)
@@ -162,18 +169,22 @@ class Indexer:
             with self._index.read() as view:
                 row = view.pack(pack_id)
             followed = self._followed[pack_id] = _Followed(row.indexed_length if row else 0)
-        if followed.length >= limit:
+        if followed.length >= limit or followed.unreadable == path:
             return 0
         try:
             if followed.reader is None:
                 followed.reader = PackReader(path)
-            return self._read_members(pack_id, followed, limit)
+            count = self._read_members(pack_id, followed, limit)
         except FileNotFoundError:
             return 0
-        except Damaged as damage:
-            _log.error("pack_unreadable", pack=pack_id, cause=damage.cause)
-            followed.length = limit
+        except (Damaged, OSError) as damage:
+            cause = damage.cause if isinstance(damage, Damaged) else damage.strerror
+            _log.error("pack_unreadable", pack=pack_id, cause=cause)
+            followed.unreadable = path
+            followed.close()
             return 0
+        followed.unreadable = ""
+        return count
 
     def _read_members(self, pack_id: str, followed: _Followed, limit: int) -> int:
         reader = followed.reader
@@ -181,29 +192,66 @@ class Indexer:
         batch: list[InstanceFacts] = []
         count = 0
         end = followed.length
-        for member in reader.members(followed.length, limit):
-            try:
-                with reader.dataset(member) as dataset:
-                    batch.append(instance_facts(member, dataset))
-            except DatasetNotUnderstood as error:
-                _log.error("member_not_understood", pack=pack_id, cause=error.cause)
-            end = member.member_end
-            if len(batch) >= BATCH_INSTANCES_MAX:
+        try:
+            for member in reader.members(followed.length, limit):
+                try:
+                    with reader.dataset(member) as dataset:
+                        batch.append(instance_facts(member, dataset))
+                except DatasetNotUnderstood as error:
+                    _log.error("member_not_understood", pack=pack_id, cause=error.cause)
+                end = member.member_end
+                if len(batch) >= BATCH_INSTANCES_MAX:
+                    self._commit(pack_id, batch, end)
+                    count += len(batch)
+                    batch = []
+                    followed.length = end
+        finally:
+            # What lies in front of a damaged stretch counts too.
+            if end > followed.length:
                 self._commit(pack_id, batch, end)
-                count += len(batch)
-                batch = []
                 followed.length = end
-        if batch or end > followed.length:
-            self._commit(pack_id, batch, end)
-            followed.length = end
         return count + len(batch)
 
     def _commit(self, pack_id: str, batch: list[InstanceFacts], end: int) -> None:
+        for instance in batch:
+            note_rejection(self._requests, instance)
         facts = PackFacts(
             pack_id=pack_id, node=self._node, instances=batch, local=True, size=end, cloud=None
         )
-        with self._index.write() as txn:
-            txn.apply_pack(facts, end)
-        for instance in batch:
-            with contextlib.suppress(AzekuraError):
-                note_rejection(self._requests, instance)
+        self._index.transact(lambda txn: txn.apply_pack(facts, end))
+
+
+def mark_gone(layout: Layout, index: Index) -> int:
+    """Tell the index which packs are no longer on this disk; return how many there were."""
+    here = set(packs_on_disk(layout))
+    with index.read() as view:
+        gone = {row.pack_id for row in view.pending(PACKS_MAX) if row.local} - here
+        gone |= {row.pack_id for row in view.evictable(PACKS_MAX)} - here
+    # One that was recalled meanwhile lies in its place before the index is told so.
+    gone = {pack_id for pack_id in gone if not os.path.exists(layout.sealed_path(pack_id))}
+    if gone:
+        with index.write() as txn:
+            for pack_id in gone:
+                txn.set_local(pack_id, False)
+        _log.warning("packs_gone", count=len(gone))
+    return len(gone)
+
+
+def mark_found(layout: Layout, index: Index) -> int:
+    """Tell the index which sealed packs it takes for evicted; return how many there were.
+
+    A crash between an eviction's commit and its unlink, or a recall's rename and its commit, leaves
+    such. The caller sees to it that nothing is evicted meanwhile.
+    """
+    found = []
+    with index.read() as view:
+        for pack_id in packs_in(layout.sealed):
+            row = view.pack(pack_id)
+            if row is not None and not row.local:
+                found.append(pack_id)
+    if found:
+        with index.write() as txn:
+            for pack_id in found:
+                txn.set_local(pack_id, True)
+        _log.warning("packs_found", count=len(found))
+    return len(found)

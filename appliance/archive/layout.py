@@ -103,3 +103,11 @@ def packs_in(directory: str) -> list[str]:
     except FileNotFoundError:
         return []
     return sorted(name[:-4] for name in names if name.endswith(".tar"))
+
+
+def packs_on_disk(layout: Layout) -> Iterator[str]:
+    """Yield the ids of all packs, in the direction in which they move, so that none is missed."""
+    for writer in layout.writers():
+        yield from packs_in(layout.writer_directory(writer))
+    yield from packs_in(layout.closed)
+    yield from packs_in(layout.sealed)

@@ -1,23 +1,38 @@
 """The index made anew from the ledger and the packs on this disk, while the node goes on.
 
 Invariants:
-- What becomes current holds every ledger entry of this node and every member on this disk: what
-  came meanwhile is applied under the switch's gate, when no writer is at work.
-- The old index stays in use until then, and if the rebuild fails.
+- What becomes current holds every ledger entry of this node that the bucket has, and every member
+  on this disk: what came meanwhile is applied under the switch's gate, when no writer is at work.
+- An entry on disk that the bucket may not have yet makes nothing verified.
+- A transaction that is tried again, because the map had to grow, begins where the last one ended.
+- The old index stays in use until then, and if the rebuild fails. One rebuild runs at a time.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from functools import partial
 
 import msgspec
 
 from appliance.archive.applying import apply_record
 from appliance.archive.facts import instance_facts
 from appliance.archive.layout import Layout, packs_in
-from appliance.archive.ledger_entry import FIRST_PREVIOUS, entry_key, entry_name, open_entry
+from appliance.archive.ledger import load_state, state_path
+from appliance.archive.ledger_entry import (
+    FIRST_PREVIOUS,
+    Entry,
+    entry_key,
+    entry_name,
+    open_entry,
+)
 from appliance.foundation import log
-from appliance.foundation.errors import CloudError, Damaged, DatasetNotUnderstood
+from appliance.foundation.errors import (
+    CloudError,
+    Damaged,
+    DatasetNotUnderstood,
+    DecryptionFailed,
+)
+from appliance.foundation.files import FileLock
 from appliance.index.facts import PackFacts
 from appliance.index.index import Index
 from appliance.index.writing import WriteTransaction
@@ -25,6 +40,8 @@ from appliance.packs.durable import durable_path, read_durable_length
 from appliance.packs.reader import PackReader
 from appliance.remote.store import ObjectStore
 from appliance.seal.identity import Identity
+
+Work = Callable[[WriteTransaction], None]
 
 _log = log.get("rebuild")
 
@@ -58,14 +75,29 @@ class _Rebuild:
         self._previous = FIRST_PREVIOUS
         self._lengths: dict[str, int] = {}
 
+    def restoring(self, work: Work) -> Work:
+        """Return the work such that a failed transaction leaves no trace in this object either."""
+
+        def run(txn: WriteTransaction) -> None:
+            before = (
+                msgspec.structs.replace(self.counts), self._sequence, self._previous,
+                dict(self._lengths),
+            )  # fmt: skip
+            try:
+                work(txn)
+            except BaseException:
+                self.counts, self._sequence, self._previous, self._lengths = before
+                raise
+
+        return run
+
     def ledger(self, txn: WriteTransaction) -> None:
-        """Apply the entries of this node that are new, from the local copies."""
+        """Apply the entries of this node that are new."""
         while True:
             sequence = self._sequence + 1
-            sealed = self._entry(sequence)
-            if sealed is None:
+            entry = self._entry(sequence)
+            if entry is None:
                 return
-            entry = open_entry(sealed, self._identities)
             if entry.header.previous != self._previous:
                 raise Damaged(
                     "rebuild the index", f"ledger, sequence {sequence}",
@@ -77,26 +109,41 @@ class _Rebuild:
             self._sequence, self._previous = sequence, entry.header_sha256
             self.counts.entries += 1
 
-    def _entry(self, sequence: int) -> bytes | None:
-        """Return an entry from its local copy, else from the bucket; None behind the last."""
-        path = os.path.join(self._layout.ledger, self._node, entry_name(sequence))
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except FileNotFoundError:
-            return self._fetch(sequence)
+    def _entry(self, sequence: int) -> Entry | None:
+        """Return an entry from its local copy, else from the bucket; None behind the last.
 
-    def packs(self, write: Callable[[], AbstractContextManager[WriteTransaction]]) -> None:
+        The last copy on disk may not be in the bucket: its successor, or the state, says that it
+        is. A copy that can't be read is fetched.
+        """
+        confirmed = sequence <= load_state(state_path(self._layout)).confirmed_sequence
+        if confirmed or os.path.exists(self._path(sequence + 1)):
+            try:
+                with open(self._path(sequence), "rb") as file:
+                    return open_entry(file.read(), self._identities)
+            except FileNotFoundError:
+                pass
+            except (Damaged, DecryptionFailed, OSError) as error:
+                _log.error("ledger_copy_unreadable", sequence=sequence, error=type(error).__name__)
+        sealed = self._fetch(sequence)
+        return None if sealed is None else open_entry(sealed, self._identities)
+
+    def _path(self, sequence: int) -> str:
+        return os.path.join(self._layout.ledger, self._node, entry_name(sequence))
+
+    def packs(self, transact: Callable[[Work], None]) -> None:
         """Apply every pack on disk, a transaction each."""
         for pack_id, path in self._on_disk():
-            with write() as txn:
-                self.pack(txn, pack_id, path)
+            transact(self.restoring(partial(self.pack, pack_id=pack_id, path=path)))
 
     def rest(self, txn: WriteTransaction) -> None:
-        """Apply what came since; no writer is at work."""
+        """Apply what came since, and what went; no writer is at work."""
         self.ledger(txn)
+        here = set()
         for pack_id, path in self._on_disk():
+            here.add(pack_id)
             self.pack(txn, pack_id, path)
+        for pack_id in self._lengths.keys() - here:
+            txn.set_local(pack_id, False)
 
     def _on_disk(self) -> Iterator[tuple[str, str]]:
         """Yield (pack id, path), in the direction in which packs move, so that none is missed."""
@@ -120,8 +167,8 @@ class _Rebuild:
                 end = self._members(txn, pack_id, reader, done, limit)
         except FileNotFoundError:
             return  # it moved on; it is met again further on
-        except Damaged as damage:
-            _log.error("pack_unreadable", pack=pack_id, cause=damage.cause)
+        except (Damaged, OSError) as damage:
+            _log.error("pack_unreadable", pack=pack_id, error=type(damage).__name__)
             return
         self.counts.packs += 1 if done == 0 else 0
         self._lengths[pack_id] = max(end, limit if path.startswith(self._layout.sealed) else end)
@@ -136,13 +183,17 @@ class _Rebuild:
     ) -> int:
         instances = []
         end = done
-        for member in reader.members(done, limit):
-            try:
-                with reader.dataset(member) as dataset:
-                    instances.append(instance_facts(member, dataset))
-            except DatasetNotUnderstood as error:
-                _log.error("member_not_understood", pack=pack_id, cause=error.cause)
-            end = member.member_end
+        try:
+            for member in reader.members(done, limit):
+                try:
+                    with reader.dataset(member) as dataset:
+                        instances.append(instance_facts(member, dataset))
+                except DatasetNotUnderstood as error:
+                    _log.error("member_not_understood", pack=pack_id, cause=error.cause)
+                end = member.member_end
+        except (Damaged, OSError) as damage:
+            # What lies in front of a damaged stretch counts.
+            _log.error("pack_unreadable", pack=pack_id, error=type(damage).__name__)
         facts = PackFacts(
             pack_id=pack_id, node=self._node, instances=instances, local=True, size=end
         )
@@ -164,11 +215,38 @@ def rebuild(
 
     Ledger entries come from their local copies, and from the bucket where the disk has none; with
     the bucket out of reach the log ends where the disk's copies do.
-    Raises Damaged when the local ledger does not hold together.
+    Raises Damaged when the ledger does not hold together, Busy while another rebuild runs.
     """
     index.generations.prepare()
-    filling = index.new_generation()
+    alone = FileLock(os.path.join(layout.index, "rebuild.lock"))
+    alone.acquire()
+    try:
+        return _rebuild(layout, index, node, identities, _fetching(store, node), advance)
+    finally:
+        alone.release()
 
+
+def _rebuild(
+    layout: Layout,
+    index: Index,
+    node: str,
+    identities: Sequence[Identity],
+    fetch: Callable[[int], bytes | None],
+    advance: Callable[[float], None],
+) -> Counts:
+    filling = index.new_generation()
+    work = _Rebuild(layout, node, identities, fetch, advance)
+    try:
+        filling.transact(work.restoring(work.ledger))
+        work.packs(filling.transact)
+    except BaseException:
+        filling.discard()
+        raise
+    index.switch(filling, work.restoring(work.rest))
+    return work.counts
+
+
+def _fetching(store: ObjectStore, node: str) -> Callable[[int], bytes | None]:
     def fetch(sequence: int) -> bytes | None:
         try:
             version = store.oldest_version(entry_key(node, sequence))
@@ -177,12 +255,4 @@ def rebuild(
             _log.warning("ledger_only_from_disk", error=type(error).__name__)
             return None
 
-    work = _Rebuild(layout, node, identities, fetch, advance)
-    try:
-        filling.transact(work.ledger)
-        work.packs(filling.write)
-    except BaseException:
-        filling.discard()
-        raise
-    index.switch(filling, work.rest)
-    return work.counts
+    return fetch

@@ -1,7 +1,9 @@
 """Getting files back from bucket and key alone: nothing of the dead site is needed.
 
 Reads only. What the ledger of any node names is recovered first; packs that no readable entry names
-are taken from the listing, so that a damaged ledger loses no image.
+are taken from the listing, so that a damaged ledger loses no image. What is wrong with one pack or
+one member becomes a finding, and the rest goes on. Two versions that two packs hold under one name
+are both kept.
 """
 
 import hashlib
@@ -15,8 +17,14 @@ import msgspec
 from appliance.archive.ledger_entry import open_entry
 from appliance.archive.records import PackRecord
 from appliance.foundation import log
-from appliance.foundation.errors import AzekuraError, CloudError, Damaged, StorageFailed
-from appliance.packs.member import HEADERS_NAME
+from appliance.foundation.errors import (
+    AzekuraError,
+    CloudError,
+    CloudRefused,
+    CloudUnavailable,
+    Damaged,
+    StorageFailed,
+)
 from appliance.remote.store import ObjectStore, VersionInfo
 from appliance.seal.age import decrypt_file
 from appliance.seal.identity import Identity
@@ -34,6 +42,12 @@ class Found(msgspec.Struct, frozen=True):
     size_bytes: int
     studies: frozenset[str] = frozenset()
     sha256_by_instance: dict[str, list[bytes]] = {}
+
+
+class _Comment(msgspec.Struct):
+    """What a member's pax header says; only its digest is of use here."""
+
+    sha256: str
 
 
 class Outcome(msgspec.Struct):
@@ -95,7 +109,7 @@ def find_packs(
             outcome.findings.append(f"{version.key}: {error}")
             continue
         for record in entry.records:
-            if isinstance(record, PackRecord):
+            if isinstance(record, PackRecord) and record.key not in named:
                 named.add(record.key)
                 yield _found(record)
     for version in oldest_versions(store, "packs/"):
@@ -164,24 +178,54 @@ def recover_pack(
     reader = io.BufferedReader(
         ObjectReader(store, found.key, found.version_id, found.size_bytes), READ_BYTES
     )
-    pieces = decrypt_file(reader, identities)
     hashes = {each for many in found.sha256_by_instance.values() for each in many}
     try:
+        pieces = decrypt_file(reader, identities)
         with tarfile.open(fileobj=io.BufferedReader(_Pieces(pieces)), mode="r|") as tar:
             for member in tar:
-                if member.name == HEADERS_NAME or not member.isreg():
-                    continue
-                tar.extract(member, target, filter="data")
-                path = os.path.join(target, member.name)
-                digest = dataset_sha256(path)
-                if hashes and digest not in hashes:
-                    outcome.findings.append(f"{path}: not what the ledger names")
-                outcome.instances += 1
-                outcome.bytes += member.size
+                if member.isreg() and member.name.endswith(".dcm"):
+                    _extract(tar, member, target, hashes, outcome)
         outcome.packs += 1
-    except (tarfile.TarError, Damaged) as error:
+    except (CloudUnavailable, CloudRefused, StorageFailed):
+        raise
+    except (tarfile.TarError, AzekuraError) as error:
         outcome.findings.append(f"{found.key}: {error}")
     advance(found.size_bytes)
+
+
+def _extract(
+    tar: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    target: str,
+    hashes: set[bytes],
+    outcome: Outcome,
+) -> None:
+    """Write one instance; where its name is taken by another version, under a name of its own."""
+    name = member.name
+    path = os.path.join(target, name)
+    told = _told_sha256(member)
+    if told and os.path.exists(path) and dataset_sha256(path) != told:
+        name = f"{name.removesuffix('.dcm').partition('~')[0]}~{told.hex()[:8]}.dcm"
+        path = os.path.join(target, name)
+    tar.extract(member.replace(name=name, deep=False), target, filter="data")
+    try:
+        digest = dataset_sha256(path)
+    except Damaged as error:
+        outcome.findings.append(f"{path}: {error.cause}")
+    else:
+        if digest != told or (hashes and digest not in hashes):
+            outcome.findings.append(f"{path}: not what was received")
+    outcome.instances += 1
+    outcome.bytes += member.size
+
+
+def _told_sha256(member: tarfile.TarInfo) -> bytes:
+    """Return the digest of the dataset that the member's pax header names, empty for none."""
+    try:
+        found = msgspec.json.decode(member.pax_headers.get("comment", ""), type=_Comment)
+        return bytes.fromhex(found.sha256)
+    except (msgspec.DecodeError, ValueError):
+        return b""
 
 
 def dataset_sha256(path: str) -> bytes:

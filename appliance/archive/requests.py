@@ -1,7 +1,9 @@
 """Requests to the uplink as durable files, and their answers.
 
 A request is `state/requests/<id>.json`; its answer appears as `<id>.answer.json` and is removed by
-whoever asked. A request survives both processes; carrying one out twice does no harm.
+whoever asked. A request survives both processes; carrying one out twice does no harm. A request
+whose id its asker chose is asked once and for all: its answer stays, so that the same asked again,
+by an index that is made anew, does not undo what came after it.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ from appliance.foundation.files import FileSystem
 
 POLL_S = 0.05
 ANSWER_KEPT_S = 3600.0
+_KEPT = "once-"
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -47,10 +50,10 @@ class RequestBox:
         self._directory = directory
 
     def put(self, request: Request, request_id: str | None = None) -> str:
-        """Leave a request, durable; return its id. The same id again changes nothing."""
-        name = request_id or new_pack_id()
+        """Leave a request, durable; return its id. The same id again, ever, changes nothing."""
+        name = f"{_KEPT}{request_id}" if request_id else new_pack_id()
         path = os.path.join(self._directory, f"{name}.json")
-        if not os.path.exists(path):
+        if not os.path.exists(path) and not os.path.exists(self._answer_path(name)):
             self._files.write_atomic(path, msgspec.json.encode(request))
         return name
 
@@ -95,7 +98,7 @@ class RequestBox:
         """Remove answers that nobody took."""
         for name in os.listdir(self._directory):
             path = os.path.join(self._directory, name)
-            if not name.endswith(".answer.json"):
+            if not name.endswith(".answer.json") or name.startswith(_KEPT):
                 continue
             with contextlib.suppress(FileNotFoundError):
                 if now_s - os.path.getmtime(path) > ANSWER_KEPT_S:

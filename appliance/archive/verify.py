@@ -3,6 +3,7 @@
 Changes nothing but `last_verified_at` of what was found good.
 """
 
+import os
 import random
 from collections.abc import Callable
 from functools import partial
@@ -14,9 +15,11 @@ from appliance.archive.layout import Layout
 from appliance.archive.recall import check_pack
 from appliance.archive.recover import ObjectReader
 from appliance.foundation.clock import Clock, to_microseconds
-from appliance.foundation.errors import AzekuraError, CloudUnavailable
+from appliance.foundation.errors import AzekuraError, CloudUnavailable, Damaged
 from appliance.index.facts import CloudFacts
 from appliance.index.index import Index
+from appliance.index.writing import WriteTransaction
+from appliance.packs.durable import durable_path, read_durable_length
 from appliance.remote.store import ObjectStore
 from appliance.seal.age import DECRYPT_BATCH_CHUNKS, SEALED_CHUNK_BYTES, AgeRange
 
@@ -71,8 +74,8 @@ class Verification:
                     )
                     result.reread_packs += 1
                 if good:
-                    with self._index.write() as txn:
-                        txn.set_verified_at(row.pack_id, to_microseconds(self._clock.now()))
+                    at_us = to_microseconds(self._clock.now())
+                    self._index.transact(partial(_verified, pack_id=row.pack_id, at_us=at_us))
             advance(1)
         return result
 
@@ -89,11 +92,20 @@ class Verification:
     def _local(self, pack_id: str) -> None:
         for path in self._layout.candidates(pack_id):
             try:
-                check_pack(path)
+                check_pack(path, self._durable(path))
             except FileNotFoundError:
                 continue
             return
-        raise FileNotFoundError(pack_id)
+        with self._index.read() as view:
+            row = view.pack(pack_id)
+        if row is not None and row.local:  # else it was evicted since
+            raise Damaged("check", f"pack {pack_id}", "it is not on the disk")
+
+    def _durable(self, path: str) -> int | None:
+        """Return up to where an open pack may be read; None for another."""
+        if os.path.dirname(path) in {self._layout.closed, self._layout.sealed}:
+            return None
+        return read_durable_length(durable_path(path))
 
     def _reread(self, cloud: CloudFacts) -> None:
         age = AgeRange(cloud.file_key, cloud.age_header, cloud.size)
@@ -103,3 +115,7 @@ class Verification:
         while sealed := reader.read(DECRYPT_BATCH_CHUNKS * SEALED_CHUNK_BYTES):
             age.decrypt_range(sealed, first)
             first += DECRYPT_BATCH_CHUNKS
+
+
+def _verified(txn: WriteTransaction, pack_id: str, at_us: int) -> None:
+    txn.set_verified_at(pack_id, at_us)

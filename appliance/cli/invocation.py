@@ -35,13 +35,13 @@ class Invocation:
         return load(self.config_path)
 
     @contextlib.contextmanager
-    def parts(self) -> Iterator["Parts"]:
+    def parts(self, *, open_index: bool = True) -> Iterator["Parts"]:
         """Give the node's parts over a block: paths, index, bucket. Only warnings are logged."""
         from appliance.daemons.parts import Parts
         from appliance.foundation import log
 
         log.configure(json_lines=False, level="warning")
-        parts = Parts(self.config)
+        parts = Parts(self.config, open_index=open_index)
         try:
             yield parts
         finally:

@@ -59,7 +59,10 @@ def rebuild_index(context: typer.Context) -> None:
     from appliance.archive.rebuild import rebuild
 
     call = invocation.of(context)
-    with call.parts() as parts, call.output.progress("instances") as advance:
+    with (
+        call.parts(open_index=False) as parts,
+        call.output.progress("instances") as advance,
+    ):
         counts = rebuild(
             parts.layout, parts.index, call.config.node.name, parts.identities(),
             parts.store(), advance,

@@ -22,18 +22,21 @@ from appliance.seal.identity import Identity, load_identity
 class Parts:
     """The parts below the archive, made on first use and closed together."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, open_index: bool = True) -> None:
+        """`open_index` false: for who makes a new index and can't rely on the old one."""
         self.config = config
         self.files = FileSystem()
         self.clock: Clock = SystemClock()
         self.layout = Layout(config.node.data_dir)
         self.layout.create(self.files)
-        self.index = Index(self.files, self.layout.index).open()
+        self.index = Index(self.files, self.layout.index)
+        if open_index:
+            self.index.open()
         self.throttle = Throttle(config.cloud.throttle, config.node.zone, self.clock)
 
     def space(self) -> Space:
         """Return the disk space of this node, measured now."""
-        return Space(self.files, self.layout, self.config.cache.capacity_bytes)
+        return Space(self.files, self.layout, self.config.cache.capacity_bytes, self.clock)
 
     def store(self) -> S3Store:
         """Return the bucket; no request is made yet."""
