@@ -1,10 +1,13 @@
 """Carrying out requests: evict, recall, reject, restore, pin. Part of the uplink.
 
-Each request is answered once; a request found again after a crash is carried out again, which
-changes nothing that was already done.
+Each request is answered once, after what it asked for is durable; a request found again after a
+crash is carried out again, which changes nothing that was already done. A failed disk is no answer:
+it ends the daemon.
 """
 
 import hashlib
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 from appliance.archive.applying import apply_record
 from appliance.archive.evict import Evictor
@@ -16,16 +19,22 @@ from appliance.archive.studies import study_packs
 from appliance.archive.uplink import Uplink
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, isoformat
-from appliance.foundation.errors import AzekuraError, NotFound, UsageError
+from appliance.foundation.errors import AzekuraError, NotFound, StorageFailed, UsageError
 from appliance.index.index import Index
+from appliance.index.records import PackRow
 
 MANUAL_CODE = "manual"
+RECALLS_MAX = 2
 
 _log = log.get("control")
 
 
 class Control:
-    """Answers the request box; one thread."""
+    """Answers the request box; one thread.
+
+    `_under_way` holds the requests whose answer comes later: from the ledger's thread, or from one
+    that recalls. Those leave it in `_finished`, and this thread writes it.
+    """
 
     def __init__(
         self,
@@ -46,36 +55,49 @@ class Control:
         self._recaller = recaller
         self._pins = pins
         self._node = node
-        self._in_ledger_queue: set[str] = set()
+        self._under_way: set[str] = set()
+        self._finished: deque[tuple[str, str, Answer]] = deque()
+        self._recalls = ThreadPoolExecutor(RECALLS_MAX, thread_name_prefix="recall-request")
+
+    def close(self) -> None:
+        """Take no further recall; what is not answered is found again at the next start."""
+        self._recalls.shutdown(wait=False, cancel_futures=True)
 
     def run_once(self) -> int:
         """Carry out what waits; return how many requests were answered."""
         count = 0
+        while self._finished:
+            self._answer(*self._finished[0])
+            self._finished.popleft()
+            count += 1
         for request_id, request in self._requests.pending():
-            if request_id in self._in_ledger_queue:
+            if request_id in self._under_way:
                 continue
             try:
                 answer = self._carry_out(request_id, request)
+            except StorageFailed:
+                raise
             except AzekuraError as error:
                 answer = failed(error)
             if answer is not None:
                 self._answer(request_id, request.kind, answer)
-            count += 1
+                count += 1
         self._requests.sweep(self._clock.now().timestamp())
         return count
 
     def _answer(self, request_id: str, kind: str, answer: Answer) -> None:
         self._requests.answer(request_id, answer)
-        self._in_ledger_queue.discard(request_id)
+        self._under_way.discard(request_id)
         _log.info("request_answered", kind=kind, done=answer.done)
 
     def _carry_out(self, request_id: str, request: Request) -> Answer | None:
-        """Return the answer; None when it comes once the ledger has the record."""
+        """Return the answer; None when it comes later."""
         match request.kind:
             case "evict":
                 return self._evict(request)
             case "recall":
-                return self._recall(request)
+                self._recall(request_id, request)
+                return None
             case "pin":
                 self._pins.pin(request.study_instance_uid)
                 return Answer(done=True, sentence="the study stays cached")
@@ -100,17 +122,28 @@ class Control:
             )
         return Answer(done=True, sentence=sentence)
 
-    def _recall(self, request: Request) -> Answer:
+    def _recall(self, request_id: str, request: Request) -> None:
         with self._index.read() as view:
             rows = study_packs(view, request.study_instance_uid)
         if not rows:
             raise NotFound("recall", "the study", "no such study here", "azekura study list")
-        count = 0
-        for row in rows:
-            if row.cloud is not None and not row.local:
+        away = [row for row in rows if row.cloud is not None and not row.local]
+        self._under_way.add(request_id)
+        self._recalls.submit(self._recall_packs, request_id, away)
+
+    def _recall_packs(self, request_id: str, away: list[PackRow]) -> None:
+        """Bring packs back; on a thread of its own, so that other requests go on."""
+        try:
+            for row in away:
+                assert row.cloud is not None
                 self._recaller.recall(row.pack_id, row.cloud)
-                count += 1
-        return Answer(done=True, sentence=f"{count} packs recalled")
+            answer = Answer(done=True, sentence=f"{len(away)} packs recalled")
+        except AzekuraError as error:
+            answer = failed(error)
+        except Exception as error:  # noqa: BLE001 - the boundary of a thread
+            _log.error("recall_failed", error=log.where(error))
+            answer = Answer(done=False, sentence="the recall failed", hint="See the uplink's log")
+        self._finished.append((request_id, "recall", answer))
 
     def _visibility(self, request_id: str, request: Request) -> None:
         """Hide or restore now, and answer when the ledger says so too."""
@@ -140,9 +173,11 @@ class Control:
             sentence = f"{len(instances)} instances restored"
         with self._index.write() as txn:
             apply_record(txn, record, self._node, 0, 0)
-        self._in_ledger_queue.add(request_id)
+        self._under_way.add(request_id)
         answer = Answer(done=True, sentence=sentence)
-        self._uplink.record(record, lambda: self._answer(request_id, request.kind, answer))
+        self._uplink.record(
+            record, lambda: self._finished.append((request_id, request.kind, answer))
+        )
 
     def _instances(self, request: Request) -> list[str]:
         if request.sop_instance_uids:

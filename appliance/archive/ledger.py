@@ -5,7 +5,7 @@ Owns `ledger/<node>/` on disk and in the bucket, and `state/ledger.json`.
 Invariants:
 - An entry is durable on disk before its first PUT, and is put byte for byte until the bucket has
   it.
-- Sequences are gap-free: number n+1 is made only when n is in the bucket.
+- Sequences are gap-free: number n+1 is made only when n is in the bucket and that is written down.
 - A sequence that the bucket already holds with other bytes is never overwritten: it is adopted when
   this box wrote it, and stops uploading (ForeignWriter) when it did not.
 Used by one thread of the uplink.
@@ -45,7 +45,7 @@ INCARNATIONS_KEPT_MAX = 1000
 _log = log.get("ledger")
 
 
-class LedgerState(msgspec.Struct):
+class LedgerState(msgspec.Struct, frozen=True):
     """What this box remembers of its log: which starts were its own, and what the bucket has."""
 
     incarnations: list[str] = []
@@ -73,41 +73,46 @@ class Ledger:
         self._clock = clock
         self._store = store
         self._directory = os.path.join(layout.ledger, node)
-        self._state_path = os.path.join(layout.state, "ledger.json")
+        self._state_path = state_path(layout)
         self._signing_key = signing_key
         self._recipients = recipients
         self._identities = identities
         self._retention = retention
         files.make_directory(self._directory)
-        self._state = self._load_state()
+        self._state = load_state(self._state_path)
         self._last, self._last_hash = self._find_last()
+        self.opened = False
 
     @property
     def sequence(self) -> int:
         """The last sequence that the bucket is known to have."""
         return self._state.confirmed_sequence
 
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether the last entry on disk is not known to be in the bucket yet."""
+        return self._last > self._state.confirmed_sequence
+
     def start(self) -> None:
         """Bring disk and bucket to agreement, then make this start's incarnation known.
 
-        Raises ForeignWriter when the bucket has entries under this name that this box never wrote,
-        and CloudError when the bucket can't be asked.
+        May be called again after an error. Raises ForeignWriter when the bucket has entries under
+        this name that this box never wrote, and CloudError when the bucket can't be asked.
         """
-        if self._last > self._state.confirmed_sequence:
-            self._put(self._last, self._read(self._last))
+        self.resume()
         while self._adopt(self._last + 1):
             pass
-        self._state.incarnations = [
-            *self._state.incarnations[-INCARNATIONS_KEPT_MAX:], self.incarnation,
-        ]  # fmt: skip
-        self._save_state()
+        if self.incarnation not in self._state.incarnations:
+            kept = [*self._state.incarnations[-INCARNATIONS_KEPT_MAX:], self.incarnation]
+            self._save(LedgerState(kept, self._state.confirmed_sequence))
 
     def append(self, records: Sequence[Record]) -> Entry:
         """Return the entry that carries the records, once the bucket has it.
 
-        A CloudError leaves the entry on disk; calling `resume` puts it again. ForeignWriter when
-        somebody else wrote this sequence.
+        An error may leave the entry on disk: it is `unconfirmed` then, and `resume` puts it again.
+        ForeignWriter when somebody else wrote this sequence.
         """
+        assert not self.unconfirmed
         sequence = self._last + 1
         entry = build_entry(
             self.node, sequence, self.incarnation, isoformat(self._clock.now()), self._last_hash,
@@ -116,15 +121,14 @@ class Ledger:
         sealed = seal_entry(entry, self._recipients)
         self._files.write_atomic(self._path(sequence), sealed)
         self._last, self._last_hash = sequence, entry.header_sha256
+        self.opened = True
         self._put(sequence, sealed)
         return entry
 
-    def resume(self) -> Entry | None:
-        """Put the last entry again, after `append` ended in a CloudError; return it if it did."""
-        if self._last == self._state.confirmed_sequence:
-            return None
-        self._put(self._last, self._read(self._last))
-        return self._entry(self._last)
+    def resume(self) -> None:
+        """Put an unconfirmed entry again; errors as for `append`."""
+        if self.unconfirmed:
+            self._put(self._last, self._read(self._last))
 
     def entries(self, first: int = 1) -> Iterator[Entry]:
         """Yield this node's confirmed entries from disk, and from the bucket where disk has none.
@@ -160,8 +164,7 @@ class Ledger:
         except ObjectExists:
             if self._fetch(sequence) != sealed:
                 self._refuse(sequence)
-        self._state.confirmed_sequence = sequence
-        self._save_state()
+        self._save(LedgerState(self._state.incarnations, sequence))
 
     def _adopt(self, sequence: int) -> bool:
         """Take an entry of ours that the disk has lost; say whether there was one."""
@@ -175,8 +178,7 @@ class Ledger:
         check_link(entry, self.node, sequence, self._last_hash, {self._signing_key.public_text})
         self._files.write_atomic(self._path(sequence), sealed)
         self._last, self._last_hash = sequence, entry.header_sha256
-        self._state.confirmed_sequence = sequence
-        self._save_state()
+        self._save(LedgerState(self._state.incarnations, sequence))
         _log.warning("ledger_entry_adopted", sequence=sequence)
         return True
 
@@ -213,12 +215,21 @@ class Ledger:
         last = max(numbers)
         return last, open_entry(self._read(last), self._identities).header_sha256
 
-    def _load_state(self) -> LedgerState:
-        try:
-            with open(self._state_path, "rb") as file:
-                return msgspec.json.decode(file.read(), type=LedgerState)
-        except FileNotFoundError:
-            return LedgerState()
+    def _save(self, state: LedgerState) -> None:
+        """Make a state durable, then ours: one that could not be written did not happen."""
+        self._files.write_atomic(self._state_path, msgspec.json.encode(state))
+        self._state = state
 
-    def _save_state(self) -> None:
-        self._files.write_atomic(self._state_path, msgspec.json.encode(self._state))
+
+def state_path(layout: Layout) -> str:
+    """Return where the box remembers its log."""
+    return os.path.join(layout.state, "ledger.json")
+
+
+def load_state(path: str) -> LedgerState:
+    """Return what the box remembers of its log; of a new box, nothing."""
+    try:
+        with open(path, "rb") as file:
+            return msgspec.json.decode(file.read(), type=LedgerState)
+    except FileNotFoundError:
+        return LedgerState()

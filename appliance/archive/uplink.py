@@ -7,6 +7,10 @@ Invariants:
 - A pack becomes verified in the index only after the ledger entry that names it is in the bucket.
 - A pack whose record is queued stays pending until then; a crash in between finds the bucket's copy
   by its spool note and goes on from there.
+- A pack is looked up in the index after it was taken: one that was verified meanwhile is not
+  uploaded, and so not named, a second time.
+- A record that is written or not is never guessed at: the ledger knows whether its last entry is
+  still to be put.
 - While ForeignWriter or a misconfigured bucket stands, nothing more is uploaded; receiving goes on.
 Threads: `upload_workers` take packs to the bucket, one thread writes the ledger; `_lock` guards the
 two queues and the set of packs in work.
@@ -27,14 +31,14 @@ from appliance.foundation.clock import Clock, isoformat
 from appliance.foundation.errors import (
     AzekuraError,
     CloudError,
-    CloudUnavailable,
     Damaged,
     ForeignWriter,
-    NotFound,
+    ObjectExists,
     StorageFailed,
 )
 from appliance.foundation.files import FileSystem
 from appliance.index.index import Index
+from appliance.index.writing import WriteTransaction
 from appliance.packs.sealing import seal
 from appliance.remote.link import Backoff
 from appliance.remote.store import Lane
@@ -119,7 +123,6 @@ class Uplink:
     def stop(self) -> None:
         """Stop after what is in flight; what is queued is found again at the next start."""
         self._stop.set()
-        self._ledger_ready.set()
         with self._work:
             self._work.notify_all()
         for thread in self._threads:
@@ -147,23 +150,26 @@ class Uplink:
         self._queue(Queued(record, on_written))
 
     def _guard(self, body: Callable[[], None]) -> Callable[[], None]:
+        """Let whatever a thread does not expect end the daemon: a part of it would be worse."""
+
         def run() -> None:
             try:
                 body()
-            except StorageFailed as failure:
-                _log.critical("storage_failed", operation=failure.operation, cause=failure.cause)
+            except Exception as error:  # noqa: BLE001 - the boundary of a thread
+                _log.critical("uplink_thread_failed", error=log.where(error))
                 self._stop.set()
-                self._on_fatal(failure)
+                self._on_fatal(as_failure(error))
 
         return run
 
     # --- sealing and choosing
 
     def _run_scan(self) -> None:
-        self._ledger_ready.wait()
         while not self._stop.is_set():
             self._seal_closed()
-            self._find_pending()
+            # What the ledger names already is known only once the index has all of it.
+            if self._ledger_ready.is_set():
+                self._find_pending()
             self._clock.wait(self._stop, SCAN_S)
 
     def _seal_closed(self) -> None:
@@ -174,11 +180,13 @@ class Uplink:
             try:
                 seal(self._files, path)
                 self._files.rename(path, self._layout.sealed_path(pack_id))
-            except FileNotFoundError:
-                continue
-            except Damaged as damage:
+            except StorageFailed:
+                raise
+            except (AzekuraError, OSError) as error:
                 # It stays where it is: nobody else has it.
-                self._report(f"pack:{pack_id}", damage)
+                self._report(f"pack:{pack_id}", as_error(error, f"pack {pack_id}"))
+            else:
+                self._clear(f"pack:{pack_id}")
 
     def _find_pending(self) -> None:
         unsettled = [each for each in packs_in(self._layout.sealed) if each not in self._settled]
@@ -206,39 +214,51 @@ class Uplink:
 
     def _run_worker(self) -> None:
         backoff = Backoff()
-        self._ledger_ready.wait()
-        while True:
-            taken = self._take()
-            if taken is None:
-                return
-            lane, pack_id = taken
-            try:
-                record = self._upload.upload(
-                    pack_id, seal(self._files, self._layout.sealed_path(pack_id)), Lane(lane)
-                )
-            except (CloudUnavailable, NotFound) as error:
-                self._give_back(pack_id, keep=False)
-                self._report("cloud", error)
-                self._clock.wait(self._stop, backoff.next_delay_s())
-            except CloudError as error:
-                self._give_back(pack_id, keep=False)
-                self._report("cloud", error)
-                self._clock.wait(self._stop, MISCONFIGURED_RETRY_S)
-            except StorageFailed:
-                raise
-            except (AzekuraError, FileNotFoundError) as error:
-                self._give_back(pack_id, keep=True)
-                if isinstance(error, AzekuraError):
-                    self._report(f"pack:{pack_id}", error)
-            else:
-                backoff.reset()
-                self._clear("cloud")
-                self._queue(Queued(record, None))
+        while (taken := self._take()) is not None:
+            wait_s = self._upload_one(*taken, backoff)
+            if wait_s:
+                self._clock.wait(self._stop, wait_s)
+
+    def _upload_one(self, lane: int, pack_id: str, backoff: Backoff) -> float:
+        """Upload a pack and queue its record; return how long to wait before the next."""
+        if self._is_verified(pack_id):
+            self._give_back(pack_id)
+            return 0.0
+        try:
+            sealed = seal(self._files, self._layout.sealed_path(pack_id))
+            record = self._upload.upload(pack_id, sealed, Lane(lane))
+        except StorageFailed:
+            raise
+        except ObjectExists as error:
+            self._report(f"pack:{pack_id}", error)  # nothing helps but a look at the bucket
+            return 0.0
+        except CloudError as error:
+            self._give_back(pack_id)
+            self._report("cloud", error)
+            return backoff.next_delay_s() if error.retry else MISCONFIGURED_RETRY_S
+        except (AzekuraError, OSError) as error:
+            found = as_error(error, f"pack {pack_id}")
+            self._report(f"pack:{pack_id}", found)
+            if not found.retry:
+                return 0.0  # it stays in work: tried again after a restart only
+            self._give_back(pack_id)
+            return backoff.next_delay_s()
+        backoff.reset()
+        self._clear("cloud")
+        self._clear(f"pack:{pack_id}")
+        self._queue(Queued(record, None))
+        return 0.0
+
+    def _is_verified(self, pack_id: str) -> bool:
+        with self._index.read() as view:
+            row = view.pack(pack_id)
+        return row is not None and row.cloud is not None
 
     def _take(self) -> tuple[int, str] | None:
         with self._work:
             while not self._stop.is_set():
-                if self._waiting and "ledger" not in self._problems:
+                ready = self._ledger_ready.is_set() and "ledger" not in self._problems
+                if self._waiting and ready:
                     pack_id = min(self._waiting, key=lambda each: self._waiting[each])
                     lane, _ = self._waiting.pop(pack_id)
                     self._in_work.add(pack_id)
@@ -246,11 +266,10 @@ class Uplink:
                 self._work.wait(1.0)
         return None
 
-    def _give_back(self, pack_id: str, *, keep: bool) -> None:
-        """Let a pack be found again by the next scan, unless it must be looked at first."""
+    def _give_back(self, pack_id: str) -> None:
+        """Let a pack be found again by the next scan, or be settled by it."""
         with self._lock:
-            if not keep:
-                self._in_work.discard(pack_id)
+            self._in_work.discard(pack_id)
 
     # --- the ledger
 
@@ -271,19 +290,19 @@ class Uplink:
                 return
 
     def _open_ledger(self) -> None:
+        """Agree with the bucket and say that we started; called again after an error."""
         self._ledger.start()
         self._apply_missing()
-        self._ledger.append(
-            [
-                Opened(
-                    incarnation=self._ledger.incarnation,
-                    software=self._software,
-                    at=isoformat(self._clock.now()),
-                )
-            ]
-        )
+        if not self._ledger.opened:
+            opened = Opened(
+                incarnation=self._ledger.incarnation,
+                software=self._software,
+                at=isoformat(self._clock.now()),
+            )
+            self._ledger.append([opened])
         self._apply(self._ledger.sequence, [])
         self._sweep_spool()
+        self._clear("cloud")
         self._ledger_ready.set()
 
     def _sweep_spool(self) -> None:
@@ -323,20 +342,20 @@ class Uplink:
 
     def _write_batch(self, batch: list[Queued]) -> bool:
         """Bring one entry into the bucket and the index; False when stopped before."""
-        written = False
         records = [queued.record for queued in batch]
+        before = self._ledger.sequence
 
-        def attempt() -> None:
-            nonlocal written
-            if written:
+        def write() -> None:
+            if self._ledger.unconfirmed:
                 self._ledger.resume()
-            else:
-                written = True
+            elif self._ledger.sequence == before:
                 self._ledger.append(records)
+            self._clear("cloud")
 
-        if not self._until_it_works(attempt):
+        if not self._until_it_works(write):
             return False
-        self._apply(self._ledger.sequence, records)
+        if not self._until_it_works(lambda: self._apply(self._ledger.sequence, records)):
+            return False
         for queued in batch:
             if queued.on_written is not None:
                 queued.on_written()
@@ -349,27 +368,35 @@ class Uplink:
         return True
 
     def _until_it_works(self, attempt: Callable[[], None]) -> bool:
-        """Call until no CloudError comes; False when stopped before."""
+        """Call until no error comes but a failed disk's; False when stopped before."""
         backoff = Backoff()
         while not self._stop.is_set():
             try:
                 attempt()
+            except StorageFailed:
+                raise
             except ForeignWriter as error:
                 self._report("ledger", error)
                 self._clock.wait(self._stop, MISCONFIGURED_RETRY_S)
             except CloudError as error:
                 self._report("cloud", error)
                 self._clock.wait(self._stop, backoff.next_delay_s())
+            except AzekuraError as error:
+                self._report("ledger", error)
+                wait_s = backoff.next_delay_s() if error.retry else MISCONFIGURED_RETRY_S
+                self._clock.wait(self._stop, wait_s)
             else:
                 self._clear("ledger")
                 return True
         return False
 
     def _apply(self, sequence: int, records: list[Record]) -> None:
-        with self._index.write() as txn:
+        def apply(txn: WriteTransaction) -> None:
             for position, record in enumerate(records):
                 apply_record(txn, record, self._ledger.node, sequence, position)
             txn.remember(self._ledger.node, sequence)
+
+        self._index.transact(apply)
 
     # --- problems
 
@@ -391,3 +418,17 @@ def record_bytes(record: Record) -> int:
     if isinstance(record, PackRecord):
         return 1000 + RECORD_BYTES_PER_INSTANCE * len(record.instances)
     return 500
+
+
+def as_error(error: Exception, subject: str) -> AzekuraError:
+    """Return an error of ours for one that reading a file gave."""
+    if isinstance(error, AzekuraError):
+        return error
+    return Damaged("read", subject, str(error), "Check the disk")
+
+
+def as_failure(error: Exception) -> StorageFailed:
+    """Return the failure for which the daemon stops."""
+    if isinstance(error, StorageFailed):
+        return error
+    return StorageFailed("run the uplink", type(error).__name__, str(error), "See the log")

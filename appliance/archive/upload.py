@@ -9,6 +9,7 @@ Invariants:
   stranger's.
 - A key that is taken is settled by its oldest version: our bytes → done; other bytes that decrypt
   to our pack → adopted; anything else → an alarm, and nothing is overwritten.
+- A spool file that is no longer what its note says is given up, and made anew.
 - Every member's sha256 is checked before the pack is encrypted: the bucket never gets a damaged
   pack.
 """
@@ -17,7 +18,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -28,10 +29,12 @@ from appliance.archive.retention import Retention
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, to_microseconds
 from appliance.foundation.errors import (
+    ChecksumRejected,
     CloudMisconfigured,
     Damaged,
     DecryptionFailed,
     ObjectExists,
+    OutOfSpace,
 )
 from appliance.foundation.files import FileSystem
 from appliance.index.facts import InstanceFacts
@@ -58,6 +61,7 @@ from appliance.seal.age_header import NONCE_BYTES
 from appliance.seal.identity import Identity
 
 _BLOCK_BYTES = 1024 * 1024
+LOCK_REFRESHED_AFTER = timedelta(hours=1)
 
 _log = log.get("upload")
 
@@ -117,7 +121,7 @@ class PackUpload:
         """
         facts = self._check_members(pack_id)
         note = self._spool(pack_id)
-        version_id = self._put(pack_id, note, lane)
+        version_id, note = self._put(pack_id, note, lane)
         return self._read_back(pack_id, note, version_id, sealed, facts)
 
     def forget(self, pack_id: str) -> None:
@@ -150,17 +154,32 @@ class PackUpload:
             with open(note_path, "rb") as file:
                 note = msgspec.json.decode(file.read(), type=SpoolNote)
             if os.path.getsize(path) == note.size_bytes:
-                return note
-        except FileNotFoundError:
+                return self._with_fresh_lock(pack_id, note)
+        except (FileNotFoundError, msgspec.DecodeError):
             pass
         lock = self._retention.lock()
         source = self._layout.sealed_path(pack_id)
         temporary = f"{path}.tmp"
-        sealed = encrypt_file(source, temporary, self._recipients, self._files)
+        try:
+            sealed = encrypt_file(source, temporary, self._recipients, self._files)
+        except OutOfSpace:
+            self._files.unlink(temporary)
+            raise
         self._files.rename(temporary, path)
         note = self._describe(pack_id, sealed.head, lock)
         if note.sha256 != sealed.sha256:
             raise Damaged("encrypt", f"pack {pack_id}", "the spool does not hold what was written")
+        self._save(pack_id, note)
+        return note
+
+    def _with_fresh_lock(self, pack_id: str, note: SpoolNote) -> SpoolNote:
+        """Return the note with a lock that begins now, if it waited long and no part was sent."""
+        if note.lock is None or note.progress is not None:
+            return note
+        fresh = self._retention.lock()
+        if fresh is None or fresh.until - note.lock.until < LOCK_REFRESHED_AFTER:
+            return note
+        note.locked_until = fresh.until
         self._save(pack_id, note)
         return note
 
@@ -185,46 +204,61 @@ class PackUpload:
     def _save(self, pack_id: str, note: SpoolNote) -> None:
         self._files.write_atomic(self._note_path(pack_id), msgspec.json.encode(note), 0o600)
 
-    def _put(self, pack_id: str, note: SpoolNote, lane: Lane) -> str:
-        """Return the version id of our bytes in the bucket."""
+    def _put(self, pack_id: str, note: SpoolNote, lane: Lane) -> tuple[str, SpoolNote]:
+        """Return the version id of our bytes in the bucket, and the note that describes them."""
+        try:
+            return self._put_spool(pack_id, note, lane), note
+        except ObjectExists:
+            return self._settle(pack_id, note)
+        except (ChecksumRejected, Damaged):
+            if file_sha256(self._layout.spool_path(pack_id)) == note.sha256.hex():
+                raise
+        _log.error("spool_damaged", pack=pack_id)
+        self.forget(pack_id)
+        note = self._spool(pack_id)
+        try:
+            return self._put_spool(pack_id, note, lane), note
+        except ObjectExists:
+            return self._settle(pack_id, note)
 
+    def _put_spool(self, pack_id: str, note: SpoolNote, lane: Lane) -> str:
         def remember(progress: UploadProgress | None) -> None:
             note.progress = progress
             self._save(pack_id, note)
 
-        try:
-            result = self._store.put(
-                pack_key(pack_id),
-                FileBody.whole(self._layout.spool_path(pack_id)),
-                sha256=note.sha256,
-                create_only=True,
-                lock=note.lock,
-                lane=lane,
-                resume=note.progress,
-                checkpoint=remember,
-            )
-        except ObjectExists:
-            return self._settle(pack_id, note)
+        result = self._store.put(
+            pack_key(pack_id),
+            FileBody.whole(self._layout.spool_path(pack_id)),
+            sha256=note.sha256,
+            create_only=True,
+            lock=note.lock,
+            lane=lane,
+            resume=note.progress,
+            checkpoint=remember,
+        )
         return result.version_id
 
-    def _settle(self, pack_id: str, note: SpoolNote) -> str:
-        """Return the version id when the key holds our pack already; raise ObjectExists else."""
+    def _settle(self, pack_id: str, note: SpoolNote) -> tuple[str, SpoolNote]:
+        """Return version id and note when the key holds our pack already; ObjectExists else."""
         key = pack_key(pack_id)
         oldest = self._store.oldest_version(key)
         if oldest is None:
             raise Damaged("settle an upload", key, "the key is taken but shows no version")
         info = self._store.head(key, oldest.version_id)
         if note.matches(info):
-            return oldest.version_id
-        if not self._adopt(pack_id, info):
+            if note.lock and info.lock and info.lock.until < note.lock.until:
+                self._store.extend_lock(key, oldest.version_id, note.lock)
+            return oldest.version_id, note
+        adopted = self._adopt(pack_id, info)
+        if adopted is None:
             raise ObjectExists(
                 "upload", key, "the key holds another object than this pack",
                 "Nothing was overwritten; the pack stays pending. Look at who writes to the bucket",
             )  # fmt: skip
-        return oldest.version_id
+        return oldest.version_id, adopted
 
-    def _adopt(self, pack_id: str, info: ObjectInfo) -> bool:
-        """Take the bucket's object for our spool if it decrypts to our pack."""
+    def _adopt(self, pack_id: str, info: ObjectInfo) -> SpoolNote | None:
+        """Take the bucket's object for our spool if it decrypts to our pack; return its note."""
         path = self._layout.spool_path(pack_id)
         fetched = f"{path}.fetched"
         try:
@@ -235,17 +269,18 @@ class PackUpload:
                     for piece in decrypt_file(file, self._identities):
                         digest.update(piece)
             except DecryptionFailed:
-                return False
+                return None
             if digest.hexdigest() != file_sha256(self._layout.sealed_path(pack_id)):
-                return False
+                return None
             self._files.rename(fetched, path)
         finally:
             self._files.unlink(fetched)
         with open(path, "rb") as file:
             prefix = file.read(HEAD_READ_BYTES)
-        self._save(pack_id, self._describe(pack_id, prefix[: head_length(prefix)], info.lock))
+        note = self._describe(pack_id, prefix[: head_length(prefix)], info.lock)
+        self._save(pack_id, note)
         _log.warning("upload_adopted", pack=pack_id)
-        return True
+        return note
 
     def _fetch(self, info: ObjectInfo, path: str) -> None:
         fd = self._files.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
