@@ -3,9 +3,10 @@
 Invariants:
 - Nothing pending is ever evicted; there is no switch that would.
 - Before a pack goes, the bucket has just said that it holds that version with our size and
-  checksum.
+  checksum. A pack of which it says otherwise stays; the others go on.
 - Order: index commit, then unlink, then the directory's flush. A crash in between leaves a file
   that the next start finds and counts as cached again.
+- Both are done under the index's gate, shared: a rebuild sees either none of them or both.
 """
 
 import os
@@ -16,13 +17,15 @@ from appliance.archive.space import Space
 from appliance.archive.studies import study_packs
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, to_microseconds
-from appliance.foundation.errors import CloudMisconfigured, NotFound, Refused
+from appliance.foundation.errors import AzekuraError, Damaged, NotFound, ObjectMissing, Refused
 from appliance.foundation.files import FileSystem
 from appliance.index.facts import CloudFacts
 from appliance.index.index import Index
+from appliance.index.records import PackRow
 from appliance.remote.store import ObjectStore
 
 CANDIDATES_MAX = 64
+UNPROVED_MAX = 3
 
 _log = log.get("evict")
 
@@ -49,28 +52,44 @@ class Evictor:
         self._store = store
         self._space = space
         self._pins = pins
-        self._high_bytes = int(space.capacity_bytes * high_water)
-        self._low_bytes = int(space.capacity_bytes * low_water)
+        self._high_water = high_water
+        self._low_water = low_water
 
     def keep_watermarks(self) -> int:
         """Evict while usage is above the high mark, down to the low one; return bytes freed.
 
-        Ends early, with the error, when the bucket gives no proof.
+        Raises, at the end, the first error of a pack whose copy is not as it was verified; at once
+        a CloudError of a bucket that can't be asked, or after UNPROVED_MAX such packs.
         """
-        used = self._space.measure()
-        if used <= self._high_bytes:
+        used, usable = self._space.measure(), self._space.usable_bytes
+        if used <= usable * self._high_water:
             return 0
+        target = usable * self._low_water
         freed = 0
-        with self._index.read() as view:
-            rows = list(view.evictable(CANDIDATES_MAX))
-        for row in rows:
-            if used - freed <= self._low_bytes:
+        unproved: list[AzekuraError] = []
+        for row in self._candidates():
+            if used - freed <= target or len(unproved) >= UNPROVED_MAX:
                 break
-            if self._pins.pinned(row.study_instance_uid):
-                continue
-            freed += self.evict_pack(row.pack_id)
+            try:
+                freed += self.evict_pack(row.pack_id)
+            except (Damaged, ObjectMissing) as error:
+                _log.error("pack_not_proved", pack=row.pack_id, error=type(error).__name__)
+                unproved.append(error)
         self._space.measure()
+        if unproved:
+            raise unproved[0]
         return freed
+
+    def _candidates(self) -> list[PackRow]:
+        """Return cached packs, the least recently used first, some at least that aren't pinned."""
+        limit = CANDIDATES_MAX
+        while True:
+            with self._index.read() as view:
+                rows = view.evictable(limit)
+            found = [row for row in rows if not self._pins.pinned(row.study_instance_uid)]
+            if len(found) >= CANDIDATES_MAX // 2 or len(rows) < limit:
+                return found
+            limit *= 4
 
     def evict_study(self, study_instance_uid: str) -> tuple[int, int]:
         """Evict every verified pack of a study; return (packs evicted, packs kept as pending).
@@ -94,36 +113,44 @@ class Evictor:
         return evicted, pending
 
     def evict_pack(self, pack_id: str) -> int:
-        """Evict one pack with fresh proof; return the bytes freed."""
+        """Evict one pack with fresh proof; return the bytes freed.
+
+        Raises Refused when it is pending, Damaged, ObjectMissing or another CloudError when the
+        bucket gives no proof.
+        """
         with self._index.read() as view:
             row = view.pack(pack_id)
         if row is None or row.cloud is None:
             raise Refused("evict", f"pack {pack_id}", "it is pending: the only copy is here")
         self.prove(row.cloud)
-        with self._index.write() as txn:
-            txn.set_local(pack_id, False)
-            txn.set_verified_at(pack_id, to_microseconds(self._clock.now()))
         path = self._layout.sealed_path(pack_id)
-        try:
-            size = os.path.getsize(path)
-        except FileNotFoundError:
-            return 0
-        self._files.unlink(path)
+        with self._index.generations.gate().holding(shared=True):
+            with self._index.write() as txn:
+                txn.set_local(pack_id, False)
+                txn.set_verified_at(pack_id, to_microseconds(self._clock.now()))
+            try:
+                size = os.path.getsize(path)
+            except FileNotFoundError:
+                return 0
+            self._files.unlink(path)
         _log.info("pack_evicted", pack=pack_id, size_bytes=size)
         return size
 
     def prove(self, cloud: CloudFacts) -> None:
-        """Ask the bucket whether it still holds that version as it was; CloudError when not."""
+        """Ask the bucket whether it still holds that version as it was.
+
+        Damaged when it is another than was verified, ObjectMissing when it is gone, CloudError.
+        """
         info = self._store.head(cloud.key, cloud.version_id)
         if info.size_bytes != cloud.size or str(info.checksum) != cloud.checksum:
-            raise CloudMisconfigured(
+            raise Damaged(
                 "prove before eviction", cloud.key, "the bucket's version is not what was verified",
-                "Nothing is evicted; run azekura verify --cloud",
+                "It is not evicted; run azekura verify --cloud",
             )  # fmt: skip
         if cloud.locked_until_us:
             until = to_microseconds(info.lock.until) if info.lock is not None else 0
             if until < cloud.locked_until_us:
-                raise CloudMisconfigured(
+                raise Damaged(
                     "prove before eviction", cloud.key, "its lock is gone or shorter",
-                    "Nothing is evicted; look at the bucket's Object Lock",
+                    "It is not evicted; look at the bucket's Object Lock",
                 )  # fmt: skip

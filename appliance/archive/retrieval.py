@@ -4,7 +4,10 @@ Must not decide what is served; the index did. Holds open packs for reading, nev
 
 Invariants:
 - No byte of an instance is given out before its sha256 was checked.
-- A pack that turns out damaged or gone on disk is read from the bucket if the bucket has it.
+- A copy that turns out damaged or gone is replaced by another: of another pack on this disk, or
+  from the bucket.
+- An instance longer than LARGE_BYTES is never mapped or held as a whole: it is given out as an
+  extent, and checked by reading it.
 """
 
 import contextlib
@@ -16,19 +19,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 
+from appliance.archive.extent import Dataset, Extent
+from appliance.archive.fetch import PackFetch
 from appliance.archive.layout import Layout
-from appliance.archive.recall import PackFetch, Recaller
+from appliance.archive.recall import Recaller
 from appliance.archive.studies import study_packs
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, to_microseconds
 from appliance.foundation.errors import AzekuraError, CloudUnavailable, Damaged
-from appliance.index.facts import CloudFacts
 from appliance.index.index import Index
 from appliance.packs.reader import PackReader
 
 READERS_KEPT_MAX = 64
 CHECK_AHEAD = 4
 CHECK_INLINE_BYTES = 64 * 1024
+LARGE_BYTES = 8 * 2**20
 TOUCH_S = 10.0
 
 _log = log.get("retrieval")
@@ -55,28 +60,38 @@ class Opened:
 
     __slots__ = ("dataset",)
 
-    def __init__(self, dataset: memoryview) -> None:
+    def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
 
+class SharedReader(PackReader):
+    """A reader that closes its file when nobody uses it any more."""
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # the file could not be opened
+            self.close()
+
+
 class PackReaders:
-    """Open packs by id, the least recently used closed first. Thread-safe."""
+    """Open packs by id, the least recently used let go first. Thread-safe."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._lock = threading.Lock()
-        self._readers: OrderedDict[str, PackReader] = OrderedDict()
+        self._readers: OrderedDict[str, SharedReader] = OrderedDict()
 
-    def get(self, pack_id: str) -> PackReader | None:
+    def get(self, pack_id: str) -> SharedReader | None:
         """Return a reader of the pack; None when it is not on disk."""
         with self._lock:
             reader = self._readers.get(pack_id)
             if reader is not None:
-                self._readers.move_to_end(pack_id)
-                return reader
+                if not reader.is_unlinked:
+                    self._readers.move_to_end(pack_id)
+                    return reader
+                del self._readers[pack_id]
             for path in self._layout.candidates(pack_id):
                 try:
-                    reader = PackReader(path)
+                    reader = SharedReader(path)
                 except FileNotFoundError:
                     continue
                 self._readers[pack_id] = reader
@@ -92,7 +107,7 @@ class PackReaders:
                 del self._readers[pack_id]
 
     def forget(self, pack_id: str) -> None:
-        """Close the reader of a pack that is evicted or damaged."""
+        """Open the pack anew the next time: it was evicted or is damaged."""
         with self._lock:
             self._readers.pop(pack_id, None)
 
@@ -127,19 +142,19 @@ class Retrieval:
 
         What is cached comes first, in the order given, while evicted packs are on their way.
         """
-        here = [each for each in wanted if each.online]
-        away = [each for each in wanted if not each.online]
+        recalled = {pack_id for pack_id in _packs_away(wanted) if self._readers.get(pack_id)}
+        here = [each for each in wanted if each.online or each.pack_id in recalled]
+        away = [each for each in wanted if not (each.online or each.pack_id in recalled)]
         fetches = self._begin(away)
         for instance, dataset in self._from_disk(here):
-            if isinstance(dataset, memoryview):
-                yield instance, Opened(dataset)
-            else:
+            if isinstance(dataset, AzekuraError):
                 _log.warning("pack_unreadable", pack=instance.pack_id, error=type(dataset).__name__)
-                fetches.update(self._begin([instance]))
                 away.append(instance)
+            else:
+                yield instance, Opened(dataset)
         try:
             for instance in away:
-                yield instance, self._from_cloud(instance, fetches[instance.pack_id])
+                yield instance, self._from_anywhere(instance, fetches.get(instance.pack_id))
         finally:
             self._hydrate_rest({each.study_instance_uid for each in away})
             self._touch(wanted)
@@ -154,7 +169,7 @@ class Retrieval:
             for row in rows:
                 if row.cloud is not None and not row.local:
                     with contextlib.suppress(AzekuraError, OSError):
-                        self._recaller.begin(row.pack_id, row.cloud, [], hydrate=True)
+                        self._recaller.begin(row.pack_id, row.cloud, [])
 
     def _touch(self, wanted: Sequence[Retrievable]) -> None:
         """Remember that packs were used; written at most every TOUCH_S, for eviction's order."""
@@ -164,15 +179,19 @@ class Retrieval:
             if now_s - self._touched_s < TOUCH_S:
                 return
             used, self._used, self._touched_s = self._used, set(), now_s
-        with self._index.write() as txn:
-            txn.touch(used, to_microseconds(self._clock.now()))
+        try:
+            at_us = to_microseconds(self._clock.now())
+            self._index.transact(lambda txn: txn.touch(used, at_us))
+        except AzekuraError as error:
+            # An index disk that is full or broken must not keep anybody from reading.
+            _log.error("use_not_noted", error=type(error).__name__)
 
     # --- disk
 
     def _from_disk(
         self, here: Sequence[Retrievable]
-    ) -> Iterator[tuple[Retrievable, memoryview | AzekuraError]]:
-        ahead: deque[tuple[Retrievable, memoryview | Future[memoryview] | AzekuraError]] = deque()
+    ) -> Iterator[tuple[Retrievable, Dataset | AzekuraError]]:
+        ahead: deque[tuple[Retrievable, Dataset | Future[Dataset] | AzekuraError]] = deque()
         for instance in here:
             ahead.append((instance, self._open_local(instance)))
             if len(ahead) > CHECK_AHEAD:
@@ -180,23 +199,27 @@ class Retrieval:
         while ahead:
             yield self._resolve(*ahead.popleft())
 
-    def _open_local(self, instance: Retrievable) -> memoryview | Future[memoryview] | AzekuraError:
+    def _open_local(self, instance: Retrievable) -> Dataset | Future[Dataset] | AzekuraError:
         try:
             reader = self._readers.get(instance.pack_id)
             if reader is None:
                 return Damaged("open", f"pack {instance.pack_id}", "it is not on the disk")
-            dataset = reader.view(instance.offset, instance.length)
+            dataset: Dataset
+            if instance.length > LARGE_BYTES:
+                dataset = Extent(reader.read_range, instance.offset, instance.length)
+            else:
+                dataset = reader.view(instance.offset, instance.length)
             if instance.length <= CHECK_INLINE_BYTES:
                 return checked(dataset, instance)
             return self._checker.submit(checked, dataset, instance)
         except AzekuraError as error:
             return error
+        except OSError as error:
+            return Damaged("open", f"pack {instance.pack_id}", str(error), "Check the disk")
 
     def _resolve(
-        self,
-        instance: Retrievable,
-        found: memoryview | Future[memoryview] | AzekuraError,
-    ) -> tuple[Retrievable, memoryview | AzekuraError]:
+        self, instance: Retrievable, found: Dataset | Future[Dataset] | AzekuraError
+    ) -> tuple[Retrievable, Dataset | AzekuraError]:
         if isinstance(found, Future):
             try:
                 found = found.result()
@@ -217,37 +240,82 @@ class Retrieval:
     def _fetch(self, pack_id: str, wanted: list[tuple[int, int]]) -> PackFetch | AzekuraError:
         if self._recaller is None:
             return CloudUnavailable("recall", pack_id, "no bucket is configured")
-        cloud = self._cloud_facts(pack_id)
-        if cloud is None:
+        with self._index.read() as view:
+            row = view.pack(pack_id)
+        if row is None or row.cloud is None:
             return Damaged(
                 "recall", f"pack {pack_id}", "it is neither on the disk nor in the bucket"
             )
         try:
-            return self._recaller.begin(pack_id, cloud, wanted, hydrate=True)
-        except (AzekuraError, OSError) as error:
-            return (
-                error if isinstance(error, AzekuraError) else Damaged("recall", pack_id, str(error))
-            )
+            return self._recaller.begin(pack_id, row.cloud, wanted)
+        except AzekuraError as error:
+            return error
+        except OSError as error:
+            return Damaged("recall", pack_id, str(error), "Check the disk")
 
-    def _cloud_facts(self, pack_id: str) -> CloudFacts | None:
+    def _from_anywhere(
+        self, instance: Retrievable, fetch: PackFetch | AzekuraError | None
+    ) -> Opened | AzekuraError:
+        """Return the instance from its pack in the bucket, else from another copy of it."""
+        if fetch is None:
+            fetch = self._fetch(instance.pack_id, [(instance.offset, instance.length)])
+        found = self._from_cloud(instance, fetch)
+        if isinstance(found, Opened):
+            return found
+        for copy in self._other_copies(instance):
+            if copy.online:
+                _, dataset = self._resolve(copy, self._open_local(copy))
+                if not isinstance(dataset, AzekuraError):
+                    return Opened(dataset)
+            other = self._from_cloud(copy, self._fetch(copy.pack_id, [(copy.offset, copy.length)]))
+            if isinstance(other, Opened):
+                return other
+        return found
+
+    def _other_copies(self, instance: Retrievable) -> list[Retrievable]:
+        """Return the same bytes in other packs, those on this disk first."""
         with self._index.read() as view:
-            row = view.pack(pack_id)
-        return row.cloud if row is not None else None
+            stored = view.instance(instance.study_instance_uid, instance.sop_instance_uid)
+            copies = [
+                msgspec.structs.replace(
+                    instance, pack_id=copy.pack_id, offset=copy.offset, online=row.local
+                )
+                for version in (stored.versions if stored is not None else ())
+                if version.sha256 == instance.sha256
+                and version.transfer_syntax_uid == instance.transfer_syntax_uid
+                for copy in version.copies
+                if copy.pack_id != instance.pack_id and (row := view.pack(copy.pack_id)) is not None
+            ]
+        return sorted(copies, key=lambda copy: not copy.online)
 
     def _from_cloud(
         self, instance: Retrievable, fetch: PackFetch | AzekuraError
     ) -> Opened | AzekuraError:
         if isinstance(fetch, AzekuraError):
             return fetch
+        dataset: Dataset
         try:
-            return Opened(checked(fetch.read(instance.offset, instance.length), instance))
+            if instance.length > LARGE_BYTES:
+                dataset = fetch.extent(instance.offset, instance.length)
+            else:
+                dataset = fetch.read(instance.offset, instance.length)
+            return Opened(checked(dataset, instance))
         except AzekuraError as error:
             return error
 
 
-def checked(dataset: memoryview, instance: Retrievable) -> memoryview:
+def _packs_away(wanted: Sequence[Retrievable]) -> set[str]:
+    return {each.pack_id for each in wanted if not each.online}
+
+
+def checked(dataset: Dataset, instance: Retrievable) -> Dataset:
     """Return the dataset if it is what was received; Damaged else."""
-    if hashlib.sha256(dataset).digest() != instance.sha256:
+    match dataset:
+        case Extent():
+            digest = dataset.sha256()
+        case _:
+            digest = hashlib.sha256(dataset).digest()
+    if digest != instance.sha256:
         raise Damaged(
             "open", f"pack {instance.pack_id}", f"the dataset at {instance.offset} is damaged"
         )

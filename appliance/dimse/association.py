@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from appliance.archive.extent import Extent
 from appliance.archive.sender import Sender
 from appliance.config.model import Peer
 from appliance.dimse import pdu
@@ -23,7 +24,7 @@ from appliance.dimse.contexts import Context
 from appliance.dimse.limits import Limits
 from appliance.dimse.message import Digest, MessageReader
 from appliance.dimse.transport import IOVECS_MAX, Buffer, Connection
-from appliance.foundation.errors import AssociationLost, LimitExceeded
+from appliance.foundation.errors import AssociationLost, Damaged, LimitExceeded
 
 CANCELS_MAX = 256
 _HEADERS_BYTES = pdu.DATA_HEADER_BYTES
@@ -237,11 +238,21 @@ class Association:
         self._message_id = self._message_id % 65535 + 1
         return self._message_id
 
-    def send_message(self, context_id: int, command: bytes, dataset: Buffer | None = None) -> None:
+    def send_message(
+        self, context_id: int, command: bytes, dataset: Buffer | Extent | None = None
+    ) -> None:
         """Send one message, cut into PDVs as the peer's maximum length asks.
 
-        The dataset is not copied. Raises AssociationLost when the peer does not read in time.
+        The dataset is not copied; an extent is read as it is sent. Raises AssociationLost when the
+        peer does not read in time, and when the extent can't be read to its end: nor can the
+        message be ended then.
         """
+        try:
+            self._send_pdvs(context_id, command, dataset)
+        except Damaged as cause:
+            raise AssociationLost("send a dataset", self.called_ae, cause.cause) from cause
+
+    def _send_pdvs(self, context_id: int, command: bytes, dataset: Buffer | Extent | None) -> None:
         size = self.max_pdu_send_bytes - pdu.PDV_HEADER_BYTES
         batch: list[Buffer] = []
         batch_bytes = 0
@@ -250,7 +261,7 @@ class Association:
         for data, kind in pieces:
             if data is None:
                 continue
-            view = memoryview(data).cast("B")
+            view = data if isinstance(data, Extent) else memoryview(data).cast("B")
             length = len(view)
             for offset in range(0, length, size) if length else (0,):
                 fragment = view[offset : offset + size]
@@ -290,7 +301,7 @@ class Association:
         context_id: int,
         command: bytes,
         message_id: int,
-        dataset: Buffer | None = None,
+        dataset: Buffer | Extent | None = None,
         timeout_s: float | None = None,
     ) -> Command:
         """Send a request of ours and return the response to it; its dataset is yet to be read.

@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Sequence
 from typing import Any
 
+from appliance.archive.extent import Dataset
 from appliance.config.model import Dicom, Peer
 from appliance.dicom import status, uid
 from appliance.dimse.association import Association
@@ -82,7 +83,7 @@ class Leg:
         """Whether the destination was given up."""
         return self._sender is None and self.attempts_left == 0
 
-    def send(self, instance: Instance, dataset: memoryview) -> str:
+    def send(self, instance: Instance, dataset: Dataset) -> str:
         """Send one instance and return its outcome."""
         while self._sender is not None or self.attempts_left:
             try:
@@ -229,7 +230,7 @@ class MoveService:
             all_legs.append(leg)
             legs.update((proposal.abstract_syntax, leg) for proposal in proposals)
 
-        def send(instance: Instance, dataset: memoryview) -> str:
+        def send(instance: Instance, dataset: Dataset) -> str:
             outcome = legs[instance.sop_class_uid].send(instance, dataset)
             if outcome == FAILED and all(leg.dead for leg in all_legs):
                 raise _DestinationDeadError("move", call.destination.ae_title, "it was given up")

@@ -7,6 +7,7 @@ and which unique keys an identifier must have. Must not match anything, nor log 
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol
 
+from appliance.archive.extent import Dataset
 from appliance.archive.query import Query
 from appliance.dicom import uid
 from appliance.dicom.attributes import BY_TAG, Level
@@ -65,7 +66,7 @@ class Opened(Protocol):
     """An instance at hand."""
 
     @property
-    def dataset(self) -> memoryview:
+    def dataset(self) -> Dataset:
         """Its dataset; valid until the next instance is asked for."""
 
 

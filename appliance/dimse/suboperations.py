@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
+from appliance.archive.extent import Dataset
 from appliance.dicom import status
 from appliance.dicom.uid import is_big_endian, is_implicit
 from appliance.dimse.association import Association
@@ -217,7 +218,7 @@ class InstanceSender:
                 key = (context.abstract_syntax, context.transfer_syntax)
                 self._contexts.setdefault(key, context)
 
-    def send(self, instance: Instance, dataset: memoryview) -> str:
+    def send(self, instance: Instance, dataset: Dataset) -> str:
         """Send one instance and return its outcome. Raises AssociationLost."""
         stored = instance.transfer_syntax_uid
         context = self._contexts.get((instance.sop_class_uid, stored))
@@ -235,7 +236,7 @@ class InstanceSender:
                     return FAILED
         return FAILED
 
-    def _store(self, context: Context, instance: Instance, dataset: memoryview) -> str:
+    def _store(self, context: Context, instance: Instance, dataset: Dataset) -> str:
         association = self._association
         message_id = association.next_message_id()
         command = encode_store_request(
@@ -257,7 +258,7 @@ def perform(
     archive: Retriever,
     wanted: Sequence[Any],
     progress: Progress,
-    send: Callable[[Instance, memoryview], str],
+    send: Callable[[Instance, Dataset], str],
 ) -> bool:
     """Have every instance opened and sent, and counted; return whether that was cancelled.
 

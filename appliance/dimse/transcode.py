@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from appliance.archive.extent import Dataset
 from appliance.dicom.uid import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
 from appliance.dimse.transcode_messages import (
     DATASET_MAX_BYTES,
@@ -36,6 +37,7 @@ INSTANCE_MAX_S = 60.0
 START_MAX_S = 30.0
 FREE_WORKER_MAX_S = 120.0
 JOBS_MAX = 1000
+WRITE_BYTES = 8 * 1024 * 1024
 WORKERS_MAX = 2
 
 TARGETS = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
@@ -76,12 +78,12 @@ class _Worker:
             files_closed=self.ready.files_closed,
         )
 
-    def run(self, dataset: memoryview, job: Job, timeout_s: float) -> mmap.mmap:
+    def run(self, dataset: Dataset, job: Job, timeout_s: float) -> mmap.mmap:
         source = os.memfd_create("dataset", os.MFD_CLOEXEC)
         try:
-            rest = dataset
-            while rest:
-                rest = rest[os.write(source, rest) :]
+            done = 0
+            while done < len(dataset):
+                done += os.write(source, dataset[done : done + WRITE_BYTES])
             os.lseek(source, 0, os.SEEK_SET)
             socket.send_fds(self.channel, [encode(job)], [source])
         finally:
@@ -126,7 +128,7 @@ class Transcoder:
         self._idle: list[_Worker] = []
 
     @contextlib.contextmanager
-    def converted(self, dataset: memoryview, source: str, target: str) -> Iterator[memoryview]:
+    def converted(self, dataset: Dataset, source: str, target: str) -> Iterator[memoryview]:
         """Give the dataset in `target`, one of TARGETS, for as long as the block lasts.
 
         Raises DatasetNotUnderstood for what can't be decoded or kills its worker, LimitExceeded
@@ -147,7 +149,7 @@ class Transcoder:
             with contextlib.suppress(BufferError):
                 mapped.close()
 
-    def _convert(self, dataset: memoryview, job: Job) -> mmap.mmap:
+    def _convert(self, dataset: Dataset, job: Job) -> mmap.mmap:
         worker = self._take()
         try:
             result = worker.run(dataset, job, self._instance_max_s)

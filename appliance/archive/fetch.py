@@ -1,0 +1,220 @@
+"""One pack coming back from the bucket: wanted ranges first, the rest behind them.
+
+Owns the file that it fills. Must not decide what becomes of it; `on_end` is told.
+
+Invariants:
+- A byte leaves here only after its age chunk was authenticated; whoever serves an instance checks
+  its sha256 on top.
+- A failed request frees its chunks; FETCH_ATTEMPTS_MAX failures in a row end the fetch for all that
+  wait. One that ended is of no further use; what was read from it stays valid.
+- No request is for more than FETCH_CHUNKS_MAX chunks: memory does not grow with the instance.
+"""
+
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from appliance.archive.extent import Extent
+from appliance.foundation import log
+from appliance.foundation.errors import AzekuraError, Busy, Damaged
+from appliance.foundation.files import FileSystem
+from appliance.index.facts import CloudFacts
+from appliance.remote.store import Lane, ObjectStore
+from appliance.seal.age import CHUNK_BYTES, AgeRange
+
+FETCH_CHUNKS_MAX = 64
+FETCH_THREADS = 6
+FETCH_ATTEMPTS_MAX = 3
+READ_TIMEOUT_S = 60.0
+
+_NONE, _FETCHING, _DONE = 0, 1, 2
+
+_log = log.get("recall")
+
+
+class PackFetch:
+    """One pack being recalled, shared by all that read it in this process.
+
+    `_condition` guards everything. `_chunks` has one state for each 64 KiB chunk of the plain tar;
+    `_wanted` holds half-open chunk ranges, in the order in which readers need them. `on_end` is
+    called once: with None when every chunk of a pack that is kept is here, with the error else.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        files: FileSystem,
+        pack_id: str,
+        cloud: CloudFacts,
+        directory: str,
+        part_path: str | None,
+        on_end: Callable[["PackFetch", AzekuraError | None], None],
+    ) -> None:
+        """`part_path`: where the pack is kept; None when it is only read past."""
+        self.pack_id = pack_id
+        self.part_path = part_path
+        self._store = store
+        self._cloud = cloud
+        self._age = AgeRange(cloud.file_key, cloud.age_header, cloud.size)
+        self.size = self._age.plaintext_length
+        self._files = files
+        self._on_end = on_end
+        self._condition = threading.Condition()
+        count = -(-self.size // CHUNK_BYTES)
+        self._chunks = bytearray(count)
+        self._left = count
+        self._wanted: deque[tuple[int, int]] = deque()
+        self._first = True
+        self._failures = 0
+        self._error: AzekuraError | None = None
+        self._ended = False
+        self._threads = 0
+        # Written by pwrite, so that what is recalled counts as cache, not as our memory.
+        flags = os.O_RDWR | (os.O_TMPFILE if part_path is None else os.O_CREAT | os.O_TRUNC)
+        self._file = _File(files, files.open(part_path or directory, flags))
+        files.truncate(self._file.fd, self.size)
+        self._map = mmap.mmap(self._file.fd, self.size, prot=mmap.PROT_READ)
+
+    def want(self, ranges: Sequence[tuple[int, int]]) -> bool:
+        """Ask for plain byte ranges (offset, length) in this order; False when it has ended."""
+        with self._condition:
+            if self._ended:
+                return False
+            for offset, length in ranges:
+                first = offset // CHUNK_BYTES
+                self._wanted.append((first, -(-(offset + length) // CHUNK_BYTES)))
+            while self._threads < min(FETCH_THREADS, max(1, len(self._chunks))):
+                self._threads += 1
+                threading.Thread(target=self._run, name="recall", daemon=True).start()
+        return True
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """Return a plain byte range when it is there; CloudError when it can't be had.
+
+        The view stays valid after the fetch has ended.
+        """
+        self.wait(offset, length)
+        return memoryview(self._map)[offset : offset + length]
+
+    def extent(self, offset: int, length: int) -> Extent:
+        """Return a plain byte range, when it is there, as an extent; errors as for `read`."""
+        self.wait(offset, length)
+        return Extent(self._file.read, offset, length)
+
+    def wait(self, offset: int, length: int) -> None:
+        """Return when a plain byte range is there; errors as for `read`.
+
+        Every request that succeeds or fails is heard of, so a wait ends READ_TIMEOUT_S after the
+        last one.
+        """
+        first, last = offset // CHUNK_BYTES, -(-(offset + length) // CHUNK_BYTES)
+        with self._condition:
+            while self._chunks.count(_DONE, first, last) < last - first:
+                if self._error is not None:
+                    raise self._error
+                if not self._condition.wait(READ_TIMEOUT_S) and self._error is None:
+                    raise Busy("recall", self.pack_id, "the cloud answers too slowly")
+
+    # --- inside
+
+    def _next(self) -> tuple[int, int] | None:
+        """Return the next chunks to fetch and mark them; None when there is nothing to do.
+
+        The very first request is for one instance alone, so that it comes at once.
+        """
+        limit = FETCH_CHUNKS_MAX
+        while self._wanted:
+            first, last = self._wanted[0]
+            start = self._chunks.find(_NONE, first, last)
+            if start < 0:
+                self._wanted.popleft()
+                continue
+            if self._first:
+                self._first = False
+            else:
+                while len(self._wanted) > 1 and self._wanted[1][0] <= last:
+                    last = max(last, self._wanted[1][1])
+                    del self._wanted[1]
+                self._wanted[0] = (first, last)
+            return self._mark(start, min(last, start + limit))
+        if self.part_path is None:
+            return None
+        start = self._chunks.find(_NONE)
+        if start < 0:
+            return None
+        return self._mark(start, min(len(self._chunks), start + limit))
+
+    def _mark(self, start: int, end: int) -> tuple[int, int]:
+        stop = start
+        while stop < end and self._chunks[stop] == _NONE:
+            self._chunks[stop] = _FETCHING
+            stop += 1
+        return start, stop
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                found = None if self._error else self._next()
+                if found is None:
+                    self._threads -= 1
+                    last = self._threads == 0 and not self._ended
+                    complete = self._left == 0 and self.part_path is not None
+                    ends = last and (complete or self._error is not None)
+                    self._ended = self._ended or ends
+                    break
+            self._fetch(*found)
+        if ends:
+            self._on_end(self, self._error)
+
+    def _fetch(self, first: int, last: int) -> None:
+        start, end = first * CHUNK_BYTES, min(last * CHUNK_BYTES, self.size)
+        try:
+            low, high = self._age.ciphertext_range(start, end)
+            sealed = self._store.get(
+                self._cloud.key, self._cloud.version_id, low, high, Lane.URGENT
+            )
+            plain = self._age.decrypt_range(sealed, first)
+            self._files.pwritev(self._file.fd, [plain], start)
+        except AzekuraError as error:
+            self._failed(first, last, error)
+        except Exception as error:  # noqa: BLE001 - the boundary of a thread
+            _log.error("recall_request_failed", pack=self.pack_id, error=log.where(error))
+            self._failed(first, last, Damaged("recall", self.pack_id, type(error).__name__))
+        else:
+            with self._condition:
+                self._chunks[first:last] = bytes([_DONE]) * (last - first)
+                self._left -= last - first
+                self._failures = 0
+                self._condition.notify_all()
+
+    def _failed(self, first: int, last: int, error: AzekuraError) -> None:
+        with self._condition:
+            self._chunks[first:last] = bytes(last - first)
+            self._failures += 1
+            if not error.retry or self._failures >= FETCH_ATTEMPTS_MAX:
+                self._error = self._error or error
+            else:
+                self._wanted.appendleft((first, last))
+            self._condition.notify_all()
+
+    def persist(self) -> None:
+        """Flush the part file."""
+        self._files.fdatasync(self._file.fd)
+
+
+class _File:
+    """A descriptor that is closed when nothing reads through it any more."""
+
+    __slots__ = ("_files", "fd")
+
+    def __init__(self, files: FileSystem, fd: int) -> None:
+        self._files = files
+        self.fd = fd
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self.fd, length, offset)
+
+    def __del__(self) -> None:
+        self._files.close(self.fd)
