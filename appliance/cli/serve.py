@@ -35,13 +35,20 @@ def serve(context: typer.Context) -> None:
     raise typer.Exit(daemon.run(call.config, call.config_path))
 
 
-def receive(context: typer.Context, parent: _Parent = 0) -> None:
+def receive(
+    context: typer.Context,
+    parent: _Parent = 0,
+    writer: Annotated[str, typer.Option("--writer", hidden=True)] = "receive",
+    port: Annotated[int, typer.Option("--port", hidden=True)] = 0,
+) -> None:
     """Run the DIMSE daemon: receive, answer queries, send, commit."""
     from appliance.daemons import receive as daemon
 
     call = invocation.of(context)
     json_lines = _prepare(parent)
-    raise typer.Exit(daemon.run(call.config, call.config_path, log_json=json_lines))
+    raise typer.Exit(
+        daemon.run(call.config, call.config_path, writer=writer, port=port, log_json=json_lines)
+    )
 
 
 def uplink(context: typer.Context, parent: _Parent = 0) -> None:

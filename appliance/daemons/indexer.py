@@ -11,10 +11,11 @@ from appliance.config.model import Config
 from appliance.daemons.parts import Parts
 from appliance.daemons.running import Running, die_with_parent
 from appliance.foundation import log
-from appliance.foundation.errors import AzekuraError
+from appliance.foundation.errors import AzekuraError, Busy
 from appliance.foundation.files import FileLock
 
 NICE = 5
+POLL_S = 0.1
 
 
 def run(config: Config) -> int:
@@ -23,7 +24,8 @@ def run(config: Config) -> int:
     running.install()
     parts = Parts(config)
     flock = FileLock(os.path.join(parts.layout.index, "indexer.lock"))
-    flock.acquire(wait=True)
+    if not _alone(flock, running):
+        return running.exit_code
     indexer = Indexer(
         parts.clock,
         parts.layout,
@@ -39,6 +41,18 @@ def run(config: Config) -> int:
         parts.close()
         flock.release()
     return running.exit_code
+
+
+def _alone(flock: FileLock, running: Running) -> bool:
+    """Wait until no other indexer is at work; False when told to stop before."""
+    while not running.stop.is_set():
+        try:
+            flock.acquire()
+        except Busy:
+            running.stop.wait(POLL_S)
+        else:
+            return True
+    return False
 
 
 def main() -> None:

@@ -1,10 +1,13 @@
 """`azekura receive`: the DIMSE daemon. Receives, answers queries, sends, commits.
 
 Puts the archive together for one process and runs the acceptor over it. A cloud that can't be
-reached, or keys that can't be read, do not keep it from receiving.
+reached, or keys that can't be read, do not keep it from receiving. Several may run on one data
+directory, each with a writer's name and a port of its own.
 """
 
+import contextlib
 import os
+import re
 
 from appliance.archive.archive import Archive
 from appliance.archive.commitment import CommitmentBook
@@ -28,30 +31,71 @@ from appliance.dimse.tls import client_context
 from appliance.dimse.transcode import Transcoder
 from appliance.dimse.verification import verification_service
 from appliance.foundation import log
-from appliance.foundation.errors import CloudError
+from appliance.foundation.errors import CloudError, UsageError
+from appliance.remote.link import Link
+from appliance.remote.observed import ObservedStore
 
 DRAIN_TIMEOUT_S = 20.0
 WRITER = "receive"
+_WRITER = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 _log = log.get("receive")
 
 
-def run(config: Config, config_path: str, *, log_json: bool = True) -> int:
-    """Run until stopped; return the exit code."""
+def run(
+    config: Config, config_path: str, *, writer: str = WRITER, port: int = 0, log_json: bool = True
+) -> int:
+    """Run until stopped; return the exit code.
+
+    `writer` names the folder of open packs that is this process's own; `port` overrides the
+    configured one.
+    """
     running = Running()
     running.install()
-    parts = Parts(config)
-    space = parts.space()
-    ingest = Ingest(
-        parts.files, parts.clock, parts.layout, WRITER, config.packs, parts.index, space,
-        running.fatal,
-    )  # fmt: skip
-    retrieval = Retrieval(parts.clock, parts.layout, parts.index, _recaller(parts))
+    if not _WRITER.fullmatch(writer):
+        raise UsageError("receive", writer, "a writer's name has small letters, digits, hyphens")
+    if port:
+        dicom = config.dicom.model_copy(update={"port": port})
+        config = config.model_copy(update={"dicom": dicom})
+    with contextlib.ExitStack() as stack:
+        parts = Parts(config)
+        stack.callback(parts.close)
+        retrieval = Retrieval(parts.clock, parts.layout, parts.index, _recaller(parts))
+        stack.callback(retrieval.close)
+        ingest = Ingest(
+            parts.files, parts.clock, parts.layout, writer, config.packs, parts.index,
+            parts.space(), running.fatal,
+        )  # fmt: skip
+        indexer = Child("indexer", "appliance.daemons.indexer", _arguments(config_path, log_json))
+        # The indexer ends last: it takes in what was closed last.
+        stack.callback(indexer.stop)
+        stack.callback(ingest.stop)
+        ingest.start()
+        indexer.start()
+        _serve(stack, parts, running, ingest, retrieval)
+        notify("READY=1")
+        return running.wait(retrieval.sweep)
+
+
+def _arguments(config_path: str, log_json: bool) -> list[str]:
+    arguments = ["--config", config_path, "--parent", str(os.getpid())]
+    return [*arguments, "--log-json"] if log_json else arguments
+
+
+def _serve(
+    stack: contextlib.ExitStack,
+    parts: Parts,
+    running: Running,
+    ingest: Ingest,
+    retrieval: Retrieval,
+) -> None:
+    """Start what speaks DICOM; what was started is ended by the stack."""
+    config = parts.config
     commitments = CommitmentBook(parts.files, parts.layout.commitment, parts.clock, parts.reached)
-    archive = Archive(
-        ingest, Queries(config, parts.index, Freshness(parts.layout)), retrieval, commitments
-    )
+    queries = Queries(config, parts.index, Freshness(parts.layout))
+    archive = Archive(ingest, queries, retrieval, commitments)
     transcoder = Transcoder()
+    stack.callback(transcoder.close_idle)
     tls = client_context(config.dicom.tls) if config.dicom.tls else None
     reporter = Reporter(commitments, config.dicom, parts.clock, running.fatal, tls=tls)
     services = [
@@ -67,27 +111,10 @@ def run(config: Config, config_path: str, *, log_json: bool = True) -> int:
         commitment_service(commitments, reporter),
     ]
     acceptor = Acceptor(config, services, running.fatal)
-    arguments = ["--config", config_path, "--parent", str(os.getpid())]
-    indexer = Child(
-        "indexer",
-        "appliance.daemons.indexer",
-        [*arguments, "--log-json"] if log_json else arguments,
-    )
-    ingest.start()
-    indexer.start()
     reporter.start()
+    stack.callback(reporter.stop)
+    stack.callback(lambda: acceptor.stop(0.0 if running.exit_code else DRAIN_TIMEOUT_S))
     acceptor.start()
-    notify("READY=1")
-    try:
-        return running.wait(retrieval.sweep)
-    finally:
-        acceptor.stop(DRAIN_TIMEOUT_S if running.exit_code == 0 else 0.0)
-        reporter.stop()
-        ingest.stop()
-        indexer.stop()
-        transcoder.close_idle()
-        retrieval.close()
-        parts.close()
 
 
 def _recaller(parts: Parts) -> Recaller | None:
@@ -96,4 +123,5 @@ def _recaller(parts: Parts) -> Recaller | None:
     except CloudError as error:
         _log.error("no_recall", error=type(error).__name__, cause=error.cause)
         return None
-    return Recaller(parts.files, parts.layout, store, parts.index, parts.space())
+    observed = ObservedStore(store, Link(parts.clock))
+    return Recaller(parts.files, parts.clock, parts.layout, observed, parts.index, parts.space())

@@ -9,16 +9,17 @@ import threading
 from collections.abc import Callable
 
 from appliance import __version__
+from appliance.archive.abandoned import recover_abandoned
 from appliance.archive.control import Control
 from appliance.archive.evict import Evictor
-from appliance.archive.ingest import recover_abandoned
+from appliance.archive.indexer import mark_found
 from appliance.archive.ledger import Ledger
 from appliance.archive.pins import Pins
 from appliance.archive.recall import Recaller, clear_abandoned
 from appliance.archive.requests import RequestBox
 from appliance.archive.retention import Retention
 from appliance.archive.status import UplinkStatus, write_uplink_status
-from appliance.archive.uplink import Uplink
+from appliance.archive.uplink import Uplink, as_failure
 from appliance.archive.upload import PackUpload
 from appliance.config.load import load
 from appliance.config.model import Config
@@ -51,13 +52,15 @@ def run(config: Config, config_path: str) -> int:
     parts = Parts(config)
     flock = FileLock(os.path.join(parts.layout.state, "uplink.lock"))
     flock.acquire()
-    daemon = _Uplink(parts, config_path, running)
-    daemon.start()
-    notify("READY=1")
     try:
-        return running.wait()
+        daemon = _Uplink(parts, config_path, running)
+        daemon.start()
+        notify("READY=1")
+        try:
+            return running.wait()
+        finally:
+            daemon.stop()
     finally:
-        daemon.stop()
         parts.close()
         flock.release()
 
@@ -95,7 +98,7 @@ class _Uplink:
             parts.files, parts.clock, parts.layout, parts.index, store, space, pins,
             config.cache.high_water, config.cache.low_water,
         )  # fmt: skip
-        recaller = Recaller(parts.files, parts.layout, store, parts.index, space)
+        recaller = Recaller(parts.files, parts.clock, parts.layout, store, parts.index, space)
         self._control = Control(
             parts.clock, parts.index, RequestBox(parts.files, parts.layout.requests),
             self._uplink, self._evictor, recaller, pins, config.node.name,
@@ -110,8 +113,9 @@ class _Uplink:
         ]
 
     def start(self) -> None:
-        """Start every loop."""
+        """Put right what a crash left, then start every loop."""
         clear_abandoned(self._parts.files, self._parts.layout)
+        mark_found(self._parts.layout, self._parts.index)
         self._uplink.start()
         for thread in self._threads:
             thread.start()
@@ -119,6 +123,7 @@ class _Uplink:
     def stop(self) -> None:
         """End every loop."""
         self._stop.set()
+        self._control.close()
         self._uplink.stop()
         for thread in self._threads:
             thread.join()
@@ -136,6 +141,10 @@ class _Uplink:
                     return
                 except AzekuraError as error:
                     _log.warning("loop_failed", loop=name, error=type(error).__name__)
+                except Exception as error:  # noqa: BLE001 - the boundary of a thread
+                    _log.critical("loop_failed", loop=name, error=log.where(error))
+                    self._fatal(as_failure(error))
+                    return
                 self._parts.clock.wait(self._stop, period_s)
 
         return threading.Thread(target=run_loop, name=name)
