@@ -78,10 +78,11 @@ class FileSystem:
                 done += count
         return done
 
-    def preallocate(self, fd: int, offset: int, length: int) -> None:
+    def preallocate(self, fd: int, offset: int, length: int, *, written: bool = False) -> None:
         """Reserve disk blocks, growing the file with zeros; OutOfSpace when there are none.
 
-        A file system that cannot reserve is left to grow the file as it is written.
+        With `written` the zeros are written, not just promised by the file system. One that
+        cannot reserve is left to grow the file as it is written.
         """
         try:
             os.posix_fallocate(fd, offset, length)
@@ -89,6 +90,8 @@ class FileSystem:
             if cause.errno in _CANNOT_RESERVE:
                 return
             raise_storage_error("preallocate", f"fd {fd}", cause)
+        if written:
+            self.pwritev(fd, [bytes(length)], offset)
 
     def truncate(self, fd: int, length: int) -> None:
         """Set the file's length in bytes."""

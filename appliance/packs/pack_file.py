@@ -21,6 +21,7 @@ from appliance.packs.member import round_up
 # Growing the file costs a journal commit in the fdatasync that follows: 525 kB written and
 # flushed took 1.19 ms so, and 0.50 ms into space that was there already.
 STEP_FIRST_BYTES = 1 << 20
+SMALL_MEMBER_BYTES = 128 * 1024
 STEP_MAX_BYTES = 16 << 20
 
 
@@ -61,9 +62,14 @@ class PackFile:
         if end <= self._reserved:
             return
         start = max(size, self._reserved)
-        for target in (max(end, start + self._step), round_up(end)):
+        is_small = end - size <= SMALL_MEMBER_BYTES
+        step = STEP_FIRST_BYTES if is_small else self._step
+        for target in (max(end, start + step), round_up(end)):
             try:
-                self._files.preallocate(self._fd, start, target - start)
+                # Blocks that hold zeros already, not just a promise of them, are flushed without
+                # the file system's journal: 0.09 ms for 9 kB instead of 0.17 ms. A large member
+                # would pay for it by being written twice.
+                self._files.preallocate(self._fd, start, target - start, written=is_small)
             except OutOfSpace:
                 # What a failed reservation took is given back before a smaller one is tried.
                 self._truncate(start)
@@ -71,7 +77,8 @@ class PackFile:
                 self.poison(cause)
             else:
                 self._reserved = target
-                self._step = min(self._step * 4, STEP_MAX_BYTES)
+                if not is_small:
+                    self._step = min(self._step * 4, STEP_MAX_BYTES)
                 return
         # The write may fit all the same, where blocks were counted but not yet taken: it decides.
 

@@ -106,7 +106,7 @@ class FailingFiles(FileSystem):
         self._step("pwritev")
         return super().pwritev(fd, buffers, offset)
 
-    def preallocate(self, fd, offset, length):
+    def preallocate(self, fd, offset, length, *, written=False):
         self._step("preallocate")
         super().preallocate(fd, offset, length)
 

@@ -228,7 +228,7 @@ class SmallDisk(FileSystem):
     def __init__(self, room: int):
         self.room = room
 
-    def preallocate(self, fd, offset, length):
+    def preallocate(self, fd, offset, length, *, written=False):
         if offset + length > self.room:
             super().preallocate(fd, offset, self.room - offset)
             raise samples.full_disk("preallocate")
@@ -271,7 +271,7 @@ def test_append_works_where_space_cannot_be_reserved(path):
     """A file system without fallocate only costs speed."""
 
     class Unreserved(FileSystem):
-        def preallocate(self, fd, offset, length):
+        def preallocate(self, fd, offset, length, *, written=False):
             pass
 
     writer = PackWriter(Unreserved(), path, samples.STUDY)
