@@ -118,20 +118,22 @@ def _of_data(
         Check(
             "receive",
             lambda: check_daemon(
-                "receive", "azekura receive", receive_lock, "Nothing is received or found"
+                "receive", "azekura receive", receive_lock,
+                "Nothing is received, found or sent: start it",
             ),
         ),
         Check(
             "indexer",
             lambda: check_daemon(
                 "indexer", "the indexer", indexer_lock,
-                "Queries do not see what comes, and azekura receive starts it",
+                "Queries do not see what comes. azekura receive starts it: see its log",
             ),
         ),
         Check(
             "uplink",
             lambda: check_daemon(
-                "uplink", "azekura uplink", uplink_lock, "Nothing reaches the bucket"
+                "uplink", "azekura uplink", uplink_lock,
+                "Nothing reaches the bucket, nothing is evicted: start it",
             ),
         ),
         Check("uplink_status", lambda: _uplink_status(clock, layout)),

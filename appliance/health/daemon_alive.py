@@ -23,8 +23,8 @@ def is_held(lock_path: str) -> bool:
     return False
 
 
-def check_daemon(condition: str, daemon: str, lock_path: str, consequence: str) -> Findings:
-    """Look at one daemon's lock; `consequence` says what does not happen without it."""
+def check_daemon(condition: str, daemon: str, lock_path: str, hint: str) -> Findings:
+    """Look at one daemon's lock; `hint` says what stands still without it."""
     if is_held(lock_path):
         return [ok(condition, f"{daemon} runs")]
-    return [error(condition, f"{daemon} does not run", f"{consequence}: start it")]
+    return [error(condition, f"{daemon} does not run", hint)]

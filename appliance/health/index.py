@@ -23,8 +23,8 @@ def check_index(files: FileSystem, directory: str) -> Findings:
             error(
                 CONDITION,
                 failed(CONDITION, cause).sentence,
-                "No study is lost: the index is made anew from ledger and packs. "
-                "docs/operations/first-node.md says how",
+                "No study is lost: the index is made anew from ledger and packs",
+                "azekura rebuild-index",
             )
         ]
     except AzekuraError as cause:

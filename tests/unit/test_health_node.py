@@ -235,7 +235,7 @@ def test_an_index_that_opens_is_ok_and_a_damaged_one_is_an_error(tmp_path: Path)
     data.write_bytes(b"\xff" * data.stat().st_size)
     (found,) = check_index(FileSystem(), directory)
     assert found.severity is Severity.ERROR
-    assert "No study is lost" in found.hint
+    assert found.fix == "azekura rebuild-index"
 
 
 def test_a_daemon_lives_as_long_as_its_lock(tmp_path: Path) -> None:
