@@ -20,7 +20,7 @@ from appliance.archive.progress import Progress, progress_path
 from appliance.archive.rejection import note_rejection
 from appliance.archive.requests import RequestBox
 from appliance.foundation import log
-from appliance.foundation.clock import Clock
+from appliance.foundation.clock import Clock, to_microseconds
 from appliance.foundation.errors import Damaged, DatasetNotUnderstood
 from appliance.index.facts import InstanceFacts, PackFacts
 from appliance.index.index import Index
@@ -31,6 +31,7 @@ BATCH_INSTANCES_MAX = 1000
 IDLE_S = 0.01
 LAZY_S = 0.25
 PACKS_MAX = 2**31
+MTIME_TICK_NS = 100_000_000
 
 _log = log.get("indexer")
 
@@ -70,6 +71,8 @@ class Indexer:
         self._requests = requests
         self._progress: dict[str, Progress] = {}
         self._followed: dict[str, _Followed] = {}
+        self._sealed: set[str] = set()
+        self._sealed_mtime_ns = -1
 
     def run(self, stop: threading.Event) -> None:
         """Follow until told to stop: at once when somebody waits, lazily else."""
@@ -86,10 +89,6 @@ class Indexer:
 
     def catch_up(self) -> None:
         """Index every pack on disk that the index does not know, and tell it which are gone."""
-        here = packs_in(self._layout.sealed)
-        for pack_id in here:
-            self._follow_file(pack_id, self._layout.sealed_path(pack_id))
-            self._followed.pop(pack_id, None)
         mark_gone(self._layout, self._index)
         self.run_once()
 
@@ -124,10 +123,29 @@ class Indexer:
         for pack_id in packs_in(self._layout.closed):
             present.add(pack_id)
             count += self._follow_file(pack_id, self._layout.closed_path(pack_id))
+        count += self._follow_new_sealed()
         for pack_id in self._followed.keys() - present:
             count += self._finish(pack_id)
         for writer, mark in marks.items():
             self._progress[writer].indexed = mark
+        return count
+
+    def _follow_new_sealed(self) -> int:
+        """Index what came to `sealed` unseen, having moved on between two looks or during one.
+
+        Looked at after the directories that packs come from, and only when it has changed.
+        """
+        changed_ns = os.stat(self._layout.sealed).st_mtime_ns
+        if changed_ns == self._sealed_mtime_ns:
+            return 0
+        here = set(packs_in(self._layout.sealed))
+        count = 0
+        for pack_id in sorted(here - self._sealed):
+            count += self._follow_file(pack_id, self._layout.sealed_path(pack_id))
+        self._sealed = here
+        # A change in the same tick of the file system's clock would not show.
+        settled = to_microseconds(self._clock.now()) * 1000 - changed_ns > MTIME_TICK_NS
+        self._sealed_mtime_ns = changed_ns if settled else -1
         return count
 
     def _finish(self, pack_id: str) -> int:
