@@ -51,7 +51,7 @@ class Archive:
         """Yield answers. See Queries.find."""
         return self._queries.find(query, retrieve_ae_title)
 
-    def select(self, query: Query) -> list[Retrievable]:
+    def select(self, query: Query) -> Sequence[Retrievable]:
         """Return what a retrieve names. See Queries.select."""
         return self._queries.select(query)
 

@@ -10,7 +10,6 @@ Invariants:
 - No request is for more than FETCH_CHUNKS_MAX chunks: memory does not grow with the instance.
 """
 
-import mmap
 import os
 import threading
 from collections import deque
@@ -22,10 +21,11 @@ from appliance.foundation.errors import AzekuraError, Busy, Damaged
 from appliance.foundation.files import FileSystem
 from appliance.index.facts import CloudFacts
 from appliance.remote.store import Lane, ObjectStore
-from appliance.seal.age import CHUNK_BYTES, AgeRange
+from appliance.seal.age import CHUNK_BYTES, SEALED_CHUNK_BYTES, AgeRange
 
-FETCH_CHUNKS_MAX = 64
-FETCH_THREADS = 6
+FETCH_CHUNKS_MAX = 32
+FETCH_THREADS = 4
+BUFFERS_KEPT_MAX = 2 * FETCH_THREADS
 FETCH_ATTEMPTS_MAX = 3
 READ_TIMEOUT_S = 60.0
 
@@ -40,6 +40,7 @@ class PackFetch:
     `_condition` guards everything. `_chunks` has one state for each 64 KiB chunk of the plain tar;
     `_wanted` holds half-open chunk ranges, in the order in which readers need them. `on_end` is
     called once: with None when every chunk of a pack that is kept is here, with the error else.
+    `checked` has the offsets of the datasets whose sha256 was found right, by whoever did it.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class PackFetch:
         self.size = self._age.plaintext_length
         self._files = files
         self._on_end = on_end
+        self.checked: set[int] = set()
         self._condition = threading.Condition()
         count = -(-self.size // CHUNK_BYTES)
         self._chunks = bytearray(count)
@@ -71,11 +73,10 @@ class PackFetch:
         self._error: AzekuraError | None = None
         self._ended = False
         self._threads = 0
-        # Written by pwrite, so that what is recalled counts as cache, not as our memory.
+        # Not mapped: what is recalled is cache, and would count as our memory.
         flags = os.O_RDWR | (os.O_TMPFILE if part_path is None else os.O_CREAT | os.O_TRUNC)
         self._file = _File(files, files.open(part_path or directory, flags))
         files.truncate(self._file.fd, self.size)
-        self._map = mmap.mmap(self._file.fd, self.size, prot=mmap.PROT_READ)
 
     def want(self, ranges: Sequence[tuple[int, int]]) -> bool:
         """Ask for plain byte ranges (offset, length) in this order; False when it has ended."""
@@ -85,18 +86,18 @@ class PackFetch:
             for offset, length in ranges:
                 first = offset // CHUNK_BYTES
                 self._wanted.append((first, -(-(offset + length) // CHUNK_BYTES)))
-            while self._threads < min(FETCH_THREADS, max(1, len(self._chunks))):
-                self._threads += 1
-                threading.Thread(target=self._run, name="recall", daemon=True).start()
+            self._start_threads(1 if self._first else FETCH_THREADS)
         return True
 
-    def read(self, offset: int, length: int) -> memoryview:
-        """Return a plain byte range when it is there; CloudError when it can't be had.
+    def _start_threads(self, count: int) -> None:
+        while self._threads < min(count, max(1, len(self._chunks))):
+            self._threads += 1
+            threading.Thread(target=self._run, name="recall", daemon=True).start()
 
-        The view stays valid after the fetch has ended.
-        """
+    def read(self, offset: int, length: int) -> memoryview:
+        """Return a plain byte range when it is there; CloudError when it can't be had."""
         self.wait(offset, length)
-        return memoryview(self._map)[offset : offset + length]
+        return memoryview(self._file.read(offset, length))
 
     def extent(self, offset: int, length: int) -> Extent:
         """Return a plain byte range, when it is there, as an extent; errors as for `read`."""
@@ -122,7 +123,7 @@ class PackFetch:
     def _next(self) -> tuple[int, int] | None:
         """Return the next chunks to fetch and mark them; None when there is nothing to do.
 
-        The very first request is for one instance alone, so that it comes at once.
+        The very first request is for one instance, and alone, so that it comes at once.
         """
         limit = FETCH_CHUNKS_MAX
         while self._wanted:
@@ -154,6 +155,7 @@ class PackFetch:
         return start, stop
 
     def _run(self) -> None:
+        buffers: _Buffers | None = None
         while True:
             with self._condition:
                 found = None if self._error else self._next()
@@ -164,19 +166,21 @@ class PackFetch:
                     ends = last and (complete or self._error is not None)
                     self._ended = self._ended or ends
                     break
-            self._fetch(*found)
+            buffers = buffers or _BUFFERS.take()
+            self._fetch(*found, buffers)
+        if buffers is not None:
+            _BUFFERS.give_back(buffers)
         if ends:
             self._on_end(self, self._error)
 
-    def _fetch(self, first: int, last: int) -> None:
+    def _fetch(self, first: int, last: int, buffers: "_Buffers") -> None:
         start, end = first * CHUNK_BYTES, min(last * CHUNK_BYTES, self.size)
         try:
             low, high = self._age.ciphertext_range(start, end)
-            sealed = self._store.get(
-                self._cloud.key, self._cloud.version_id, low, high, Lane.URGENT
-            )
-            plain = self._age.decrypt_range(sealed, first)
-            self._files.pwritev(self._file.fd, [plain], start)
+            sealed, plain = buffers.sealed[: high - low], buffers.plain
+            self._store.get_into(sealed, self._cloud.key, self._cloud.version_id, low, Lane.URGENT)
+            size = self._age.decrypt_into(sealed, first, plain)
+            self._files.pwritev(self._file.fd, [plain[:size]], start)
         except AzekuraError as error:
             self._failed(first, last, error)
         except Exception as error:  # noqa: BLE001 - the boundary of a thread
@@ -187,6 +191,7 @@ class PackFetch:
                 self._chunks[first:last] = bytes([_DONE]) * (last - first)
                 self._left -= last - first
                 self._failures = 0
+                self._start_threads(FETCH_THREADS)
                 self._condition.notify_all()
 
     def _failed(self, first: int, last: int, error: AzekuraError) -> None:
@@ -202,6 +207,33 @@ class PackFetch:
     def persist(self) -> None:
         """Flush the part file."""
         self._files.fdatasync(self._file.fd)
+
+
+class _Buffers:
+    """Room for one request's bytes, sealed and plain."""
+
+    def __init__(self) -> None:
+        self.sealed = memoryview(bytearray(FETCH_CHUNKS_MAX * SEALED_CHUNK_BYTES))
+        self.plain = memoryview(bytearray(FETCH_CHUNKS_MAX * CHUNK_BYTES))
+
+
+class _BufferPool:
+    """Buffers that nobody uses now: making new ones would cost more than a request's decryption."""
+
+    def __init__(self) -> None:
+        self._free: deque[_Buffers] = deque(maxlen=BUFFERS_KEPT_MAX)
+
+    def take(self) -> _Buffers:
+        try:
+            return self._free.pop()
+        except IndexError:
+            return _Buffers()
+
+    def give_back(self, buffers: _Buffers) -> None:
+        self._free.append(buffers)
+
+
+_BUFFERS = _BufferPool()
 
 
 class _File:

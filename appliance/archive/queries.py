@@ -4,8 +4,8 @@ Owns what an answer says of the archive itself. Must not read a pack; the rules 
 judged by its edge.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast, overload
 
 from appliance.archive.freshness import Freshness
 from appliance.archive.query import Query
@@ -29,6 +29,46 @@ QUERY_LEVEL = 0x00080052
 ANSWERS_MAX = 100_000
 
 Value = str | list[dict[int, Any]]
+
+
+class Selection(Sequence[Retrievable]):
+    """The instances of a study, listed when the second one is asked for.
+
+    A retrieve of a large study would otherwise spend longer on the list than on its first image.
+    """
+
+    def __init__(
+        self, first: Retrievable, count: int, listed: Callable[[], list[Retrievable]]
+    ) -> None:
+        self._first = first
+        self._count = count
+        self._load = listed
+        self._all: list[Retrievable] | None = None
+
+    def __len__(self) -> int:
+        return self._count if self._all is None else len(self._all)
+
+    def _listed(self) -> list[Retrievable]:
+        if self._all is None:
+            # What arrived in between was not counted, and is not sent.
+            rest = [each for each in self._load() if each != self._first]
+            self._all = [self._first, *rest[: self._count - 1]]
+        return self._all
+
+    @overload
+    def __getitem__(self, key: int) -> Retrievable: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> list[Retrievable]: ...
+
+    def __getitem__(self, key: int | slice) -> Retrievable | list[Retrievable]:
+        if key == 0 and self._all is None:
+            return self._first
+        return self._listed()[key]
+
+    def __iter__(self) -> Iterator[Retrievable]:
+        yield self._first
+        yield from self._listed()[1:]
 
 
 class Queries:
@@ -67,8 +107,11 @@ class Queries:
                 return peer.report_nearline_as
         return "NEARLINE"
 
-    def select(self, query: Query) -> list[Retrievable]:
-        """Return the served instances that the unique keys name, study by study."""
+    def select(self, query: Query) -> Sequence[Retrievable]:
+        """Return the served instances that the unique keys name, study by study.
+
+        Of one whole study only the first is looked up before this returns.
+        """
         self._freshness.wait()
         matchers = {
             tag: compile_key(tag, BY_TAG[tag].vr, cast("Stored", value))
@@ -76,6 +119,18 @@ class Queries:
             if (value := query.identifier.keys.get(tag))
         }
         studies = self._studies(matchers)
+        with self._index.read() as view:
+            if len(studies) == 1 and matchers.keys() <= {PATIENT_ID, STUDY_UID}:
+                first = next(served_instances(view, studies, matchers), None)
+                record = view.study(studies[0])
+                if first is None or record is None:
+                    return []
+                return Selection(
+                    first, record.instance_count, lambda: self._listed(studies, matchers)
+                )
+        return self._listed(studies, matchers)
+
+    def _listed(self, studies: Sequence[str], matchers: Mapping[int, Matcher]) -> list[Retrievable]:
         with self._index.read() as view:
             return list(served_instances(view, studies, matchers))
 

@@ -137,7 +137,7 @@ class Recaller:
         try:
             if error is None:
                 fetch.persist()
-                check_pack(path)
+                check_rest(path, fetch.checked)
                 self._files.rename(path, self._layout.sealed_path(fetch.pack_id))
                 self._index.transact(lambda txn: txn.set_local(fetch.pack_id, True))
         except AzekuraError as cause:
@@ -174,6 +174,21 @@ class Recaller:
             if recall.error is not None:
                 raise recall.error
         self._index.transact(lambda txn: txn.set_local(pack_id, True))
+
+
+def check_rest(path: str, checked: set[int]) -> None:
+    """Check the members of a pack whose dataset's offset is not among the checked; Damaged.
+
+    From the end on: who reads the pack meanwhile begins at its front, and neither does the
+    other's work.
+    """
+    with PackReader(path) as reader:
+        for member in reversed(list(reader.members())):
+            if member.dataset_offset in checked:
+                continue
+            if not reader.verify(member):
+                raise Damaged("check", path, f"the member at {member.header_offset} is damaged")
+            checked.add(member.dataset_offset)
 
 
 def check_pack(path: str, limit: int | None = None) -> None:

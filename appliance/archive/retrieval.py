@@ -142,22 +142,56 @@ class Retrieval:
 
         What is cached comes first, in the order given, while evicted packs are on their way.
         """
-        recalled = {pack_id for pack_id in _packs_away(wanted) if self._readers.get(pack_id)}
-        here = [each for each in wanted if each.online or each.pack_id in recalled]
-        away = [each for each in wanted if not (each.online or each.pack_id in recalled)]
-        fetches = self._begin(away)
+        first = next(iter(wanted), None)
+        delivered = 0
+        if first is not None and self._is_away(first):
+            # Nothing stands between the reader and the first image: no look at the others yet.
+            yield first, self._from_anywhere(first, None)
+            delivered = 1
+        rest = wanted[delivered:]
+        gone = {pack_id for pack_id in _packs_away(rest) if not self._readers.get(pack_id)}
+        here = [each for each in rest if each.online or each.pack_id not in gone]
+        away = [each for each in rest if not each.online and each.pack_id in gone]
+        away.sort(key=lambda each: (each.pack_id, each.offset))
+        coming = self._coming(away)
+        if away:
+            next(coming)
         for instance, dataset in self._from_disk(here):
             if isinstance(dataset, AzekuraError):
                 _log.warning("pack_unreadable", pack=instance.pack_id, error=type(dataset).__name__)
-                away.append(instance)
+                yield instance, self._from_anywhere(instance, None)
             else:
                 yield instance, Opened(dataset)
         try:
+            fetch: PackFetch | AzekuraError | None = None
+            pack_id = ""
             for instance in away:
-                yield instance, self._from_anywhere(instance, fetches.get(instance.pack_id))
+                if instance.pack_id != pack_id:
+                    pack_id, fetch = instance.pack_id, next(coming)
+                yield instance, self._from_anywhere(instance, fetch)
         finally:
-            self._hydrate_rest({each.study_instance_uid for each in away})
+            self._hydrate_rest({each.study_instance_uid for each in wanted if not each.online})
             self._touch(wanted)
+
+    def _is_away(self, instance: Retrievable) -> bool:
+        return not instance.online and self._readers.get(instance.pack_id) is None
+
+    def _coming(
+        self, away: Sequence[Retrievable]
+    ) -> Generator[PackFetch | AzekuraError | None, None, None]:
+        """Yield the fetch of each pack in turn, with the next one begun already.
+
+        Primed by one `next`, which begins the first. One ahead keeps the line full; all at once
+        would have the packs that are needed last compete with the first.
+        """
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for instance in away:
+            ranges.setdefault(instance.pack_id, []).append((instance.offset, instance.length))
+        begun: deque[PackFetch | AzekuraError] = deque()
+        for pack_id, wanted in ranges.items():
+            begun.append(self._fetch(pack_id, wanted))
+            yield begun.popleft() if len(begun) > 1 else None
+        yield from begun
 
     def _hydrate_rest(self, studies: set[str]) -> None:
         """Bring the other packs of studies that somebody looks at, behind what was wanted."""
@@ -167,7 +201,9 @@ class Retrieval:
             with self._index.read() as view:
                 rows = study_packs(view, study)
             for row in rows:
-                if row.cloud is not None and not row.local:
+                # The index may not know yet what has just come back.
+                gone = not row.local and self._readers.get(row.pack_id) is None
+                if row.cloud is not None and gone:
                     with contextlib.suppress(AzekuraError, OSError):
                         self._recaller.begin(row.pack_id, row.cloud, [])
 
@@ -231,12 +267,6 @@ class Retrieval:
 
     # --- cloud
 
-    def _begin(self, away: Sequence[Retrievable]) -> dict[str, PackFetch | AzekuraError]:
-        ranges: dict[str, list[tuple[int, int]]] = {}
-        for instance in away:
-            ranges.setdefault(instance.pack_id, []).append((instance.offset, instance.length))
-        return {pack_id: self._fetch(pack_id, wanted) for pack_id, wanted in ranges.items()}
-
     def _fetch(self, pack_id: str, wanted: list[tuple[int, int]]) -> PackFetch | AzekuraError:
         if self._recaller is None:
             return CloudUnavailable("recall", pack_id, "no bucket is configured")
@@ -299,7 +329,10 @@ class Retrieval:
                 dataset = fetch.extent(instance.offset, instance.length)
             else:
                 dataset = fetch.read(instance.offset, instance.length)
-            return Opened(checked(dataset, instance))
+            if instance.offset not in fetch.checked:
+                checked(dataset, instance)
+                fetch.checked.add(instance.offset)
+            return Opened(dataset)
         except AzekuraError as error:
             return error
 

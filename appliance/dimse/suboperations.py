@@ -264,7 +264,7 @@ def perform(
 
     An instance that the archive can't open is a failed sub-operation. Raises AssociationLost.
     """
-    left = Counter(instance.sop_instance_uid for instance in wanted)
+    done: Counter[str] = Counter()
     try:
         for instance, opened in deliveries(archive, wanted, progress.cancelled):
             if progress.cancelled():
@@ -274,7 +274,7 @@ def perform(
                 outcome = FAILED
             else:
                 outcome = send(instance, opened.dataset)
-            left[instance.sop_instance_uid] -= 1
+            done[instance.sop_instance_uid] += 1
             progress.count(outcome, instance.sop_instance_uid)
     except (AssociationLost, StorageFailed):
         raise
@@ -282,8 +282,10 @@ def perform(
         _log.warning("suboperations_cut_short", error=type(error).__name__)
     if progress.remaining and progress.cancelled():
         return True
-    for sop_instance_uid in left.elements():
-        progress.count(FAILED, sop_instance_uid)
+    if progress.remaining:
+        left = Counter(instance.sop_instance_uid for instance in wanted) - done
+        for sop_instance_uid in left.elements():
+            progress.count(FAILED, sop_instance_uid)
     return False
 
 

@@ -12,6 +12,7 @@ Invariants:
   it is given up and its connection closed.
 """
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -44,30 +45,31 @@ class Download:
     def read(self) -> bytes:
         """Return all bytes; CloudUnavailable when fewer come."""
         pieces: list[bytes] = []
-        self._read(lambda _, piece: pieces.append(piece))
+
+        def take(source: Any, _done: int) -> int:
+            # http.client's own response: read1 takes what one recv brings.
+            pieces.append(source.read1(PIECE_BYTES))
+            return len(pieces[-1])
+
+        self._read(take)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def read_into(self, view: memoryview) -> None:
-        """Fill a view of exactly `size_bytes`."""
+        """Fill a view of exactly `size_bytes`, with no copy in between."""
+        self._read(lambda source, done: source.readinto(view[done : done + PIECE_BYTES]))
 
-        def keep(at: int, piece: bytes) -> None:
-            view[at : at + len(piece)] = piece
-
-        self._read(keep)
-
-    def _read(self, keep: Any) -> None:
+    def _read(self, take: Callable[[Any, int], int]) -> None:
+        """Have `take(source, bytes done)` take what there is until all has come."""
         raw = self._answer.raw
-        # http.client's own response: read1 takes what one recv brings.
         source = getattr(raw, "_fp", raw)
         deadline_s = self._clock.monotonic_s() + GRACE_S + self.size_bytes / BYTES_PER_S_LEAST
         done = 0
         try:
             while done < self.size_bytes:
-                piece = source.read1(PIECE_BYTES)
-                if not piece or self._clock.monotonic_s() > deadline_s:
+                count = take(source, done)
+                if not count or self._clock.monotonic_s() > deadline_s:
                     break
-                keep(done, piece)
-                done += len(piece)
+                done += count
         except BaseException:
             self.close()
             raise

@@ -205,13 +205,24 @@ class AgeRange:
 
         `sealed` may end only at the end of a chunk. Raises DecryptionFailed.
         """
+        count = -(-len(sealed) // SEALED_CHUNK_BYTES)
+        plain = bytearray(max(0, len(sealed) - count * TAG_BYTES))
+        self.decrypt_into(sealed, first_chunk, memoryview(plain))
+        return plain
+
+    def decrypt_into(self, sealed: Buffer, first_chunk: int, target: memoryview) -> int:
+        """Decrypt as `decrypt_range` does into the front of `target`; return how many bytes.
+
+        Raises DecryptionFailed, also when `target` is too short.
+        """
         view = memoryview(sealed)
         count = -(-len(view) // SEALED_CHUNK_BYTES)
         size = len(view) - count * TAG_BYTES
         if size < 0 or first_chunk < 0 or first_chunk + count > self.chunk_count:
             raise DecryptionFailed("open sealed object", cause="the range is not in it")
-        plain = bytearray(size)
-        target = memoryview(plain)
+        if size > len(target):
+            raise DecryptionFailed("open sealed object", cause="no room for the range")
+        target = target[:size]
         last = self.chunk_count - 1
         decrypt_into = self._cipher.decrypt_into
         try:
@@ -230,7 +241,7 @@ class AgeRange:
             raise DecryptionFailed(
                 "open sealed object", f"chunk {number}", "it is damaged, cut or not ours"
             ) from cause
-        return plain
+        return size
 
 
 def decrypt_bytes(sealed: bytes, identities: Sequence[Identity]) -> bytes:
