@@ -299,7 +299,7 @@ def restarted(old: Box, **options) -> Box:
 
 def entries(store, identities) -> list[Entry]:
     """Return every ledger entry in a fake bucket, by key."""
-    keys = [key for key in store.keys() if key.startswith("ledger/")]
+    keys = filter(lambda key: key.startswith("ledger/"), store.keys())
     return [open_entry(store.content(key), identities) for key in keys]
 
 

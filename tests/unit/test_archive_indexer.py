@@ -1,5 +1,6 @@
 """Following packs into the index, and waiting for it."""
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ from appliance.archive.layout import packs_in
 from appliance.archive.progress import Progress, progress_path
 from appliance.packs.header import damaged_block
 from appliance.packs.reader import PackReader
-from tests.support.archive_box import Box, box, open_descriptors, restarted, sample  # noqa: F401
+from tests.support.archive_box import Box, open_descriptors, restarted, sample
 from tests.support.manual_clock import ManualClock
 from tests.support.pack_samples import SECTOR_BYTES
 
@@ -124,10 +125,8 @@ def test_a_crash_before_the_commit_leaves_the_rejection_to_be_asked_again(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(box.index, "transact", crash)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         indexer.run_once()
-    except KeyboardInterrupt:
-        pass
     assert asked == [sample(1, 1).sop_instance_uid]
     monkeypatch.undo()
     assert _served(box) == set()

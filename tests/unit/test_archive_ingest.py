@@ -1,4 +1,4 @@
-"""Receiving: what is kept, under which name, when nothing more is accepted, what a restart finds."""
+"""Receiving: what is kept, under which name, when nothing more is accepted, what a start finds."""
 
 import os
 import tarfile
@@ -19,7 +19,7 @@ from appliance.foundation.errors import (
 )
 from appliance.foundation.files import FileLock, FileSystem
 from appliance.packs.reader import PackReader
-from tests.support.archive_box import SENDER, Box, box, restarted, sample  # noqa: F401
+from tests.support.archive_box import SENDER, Box, restarted, sample
 from tests.support.manual_clock import ManualClock
 from tests.support.pack_samples import CT_STORAGE, EXPLICIT, FailingFiles, broken_disk, full_disk
 
@@ -49,7 +49,7 @@ def test_store_writes_the_bytes_as_they_came(box: Box) -> None:
 
 
 def test_store_returns_only_after_flush_of_file_and_directory(tmp_path: Path, box: Box) -> None:
-    """D4: when store returns, both the pack and its directory entry were flushed behind the write."""
+    """When store returns, the pack and its directory entry were flushed behind the write."""
     files = FailingFiles()
     second = Box(tmp_path / "second", box.store, files=files)
     second.ingest  # noqa: B018 - opened before the calls count
