@@ -120,6 +120,11 @@ _ALIASES = {
     "UTF-8": "ISO_IR 192", "UTF8": "ISO_IR 192", "ISO 2022 GBK": "GBK", "ISO 2022 58": "58",
     "GB2312": "58", "SHIFT_JIS": "13", "ISO 2022 GB18030": "GB18030",
 }  # fmt: skip
+_DEFINED = frozenset({
+    *_STAND_ALONE, "ISO_IR 6", "ISO 2022 IR 6",
+    *(f"ISO 2022 IR {number}" for number in _EXTENSIONS),
+    *(f"ISO_IR {number}" for number, element in _EXTENSIONS.items() if element.width == 1),
+})  # fmt: skip
 _TEXT_DELIMITERS = frozenset(b"\t\n\f\r")
 _VALUE_DELIMITERS = _TEXT_DELIMITERS | frozenset(b"\\")
 _NAME_DELIMITERS = _VALUE_DELIMITERS | frozenset(b"^=")
@@ -147,6 +152,26 @@ def _term(value: str) -> str:
     if number == "192":
         return "ISO_IR 192"
     return number if number in _EXTENSIONS else ""
+
+
+@lru_cache(maxsize=256)
+def defined_terms(character_set: str) -> str:
+    """Return (0008,0005) as it may be declared: in the standard's terms (PS3.3 C.12.1.1.2).
+
+    Misspelt terms are spelt right, unknown ones left out; "" when nothing is left.
+    """
+    values = [value.strip(" \0") for value in character_set.split("\\")]
+    if all(value in _DEFINED or (not value and number == 0) for number, value in enumerate(values)):
+        return character_set
+    terms = [_term(value) for value in values]
+    if terms[0] in _STAND_ALONE:
+        return terms[0]
+    known = [term if term in _EXTENSIONS else "" for term in terms]
+    single_byte_first = known[0] and _EXTENSIONS[known[0]].width == 1
+    further = [f"ISO 2022 IR {term}" for term in known[1 if single_byte_first else 0 :] if term]
+    if not further:
+        return f"ISO_IR {known[0]}" if single_byte_first else ""
+    return "\\".join([f"ISO 2022 IR {known[0]}" if single_byte_first else "", *further])
 
 
 @lru_cache(maxsize=256)

@@ -10,7 +10,7 @@ import msgspec
 
 from appliance.dicom import fallback
 from appliance.dicom.attributes import BY_TAG, ITEM_VRS
-from appliance.dicom.character_set import encode_text
+from appliance.dicom.character_set import defined_terms, encode_text
 from appliance.dicom.elements import (
     BIG,
     LITTLE,
@@ -116,9 +116,10 @@ def encode_answer(
     """Return the bytes of an answer, by ascending tag.
 
     character_set: the repertoire to answer in; where a text is not in it, ISO_IR 192. (0008,0005)
-    says which, and is left out where every text is ASCII and none is asked for. Values of tags
-    without a VR here are left out.
+    says which, in the standard's terms whatever the study's own were, and is left out where every
+    text is ASCII and none is asked for. Values of tags without a VR here are left out.
     """
+    character_set = defined_terms(character_set)
     order = BIG if is_big_endian(transfer_syntax_uid) else LITTLE
     implicit = is_implicit(transfer_syntax_uid)
     values = {tag: value for tag, value in values.items() if tag != CHARACTER_SET}

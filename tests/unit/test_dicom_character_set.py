@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.dicom.character_set import decode_text, encode_text
+from appliance.dicom.character_set import decode_text, defined_terms, encode_text
 
 KANJI = "Yamada^Tarou=山田^太郎=やまだ^たろう"
 STANDARD = {  # PS3.5 annexes H.3.1, H.3.2, I.2, J.1, J.3, K.2
@@ -161,3 +161,24 @@ def test_a_character_outside_the_sets_is_refused():
     for declared in ("", "ISO_IR 100", "ISO 2022 IR 6\\ISO 2022 IR 87"):
         with pytest.raises(UnicodeEncodeError):
             encode_text("홍", "PN", declared)
+
+
+@pytest.mark.parametrize(
+    ("declared", "answered"),
+    [
+        ("", ""),
+        ("ISO_IR 100", "ISO_IR 100"),
+        ("\\ISO 2022 IR 87", "\\ISO 2022 IR 87"),
+        ("ISO 2022 IR 13\\ISO 2022 IR 87", "ISO 2022 IR 13\\ISO 2022 IR 87"),
+        ("ISO-IR 100", "ISO_IR 100"),
+        ("ISO_IR_192", "ISO_IR 192"),
+        ("UTF-8", "ISO_IR 192"),
+        ("KOI-8", ""),
+        ("KOI-8\\ISO 2022 IR 87", "\\ISO 2022 IR 87"),
+        ("ISO_IR 87", "\\ISO 2022 IR 87"),
+        ("ISO-IR 13\\ISO-IR 87", "ISO 2022 IR 13\\ISO 2022 IR 87"),
+    ],
+)
+def test_declared_terms_are_the_standards(declared, answered):
+    """What an answer declares is in PS3.3 C.12.1.1.2, whatever a modality wrote."""
+    assert defined_terms(declared) == answered
