@@ -246,3 +246,22 @@ def stored_files(directory: pathlib.Path) -> list[Dataset]:
 
 def decode(raw: bytes, transfer_syntax_uid: str) -> Dataset:
     return read_dataset(io.BytesIO(raw), transfer_syntax_uid == "1.2.840.10008.1.2", True)
+
+
+def identifier(study: str, **values) -> Dataset:
+    """Return the identifier of a retrieve at STUDY level; values by keyword."""
+    dataset = Dataset()
+    dataset.QueryRetrieveLevel = "STUDY"
+    dataset.StudyInstanceUID = study
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def counts(status) -> tuple[int, int, int]:
+    """Return completed, failed and warning sub-operations of an answer."""
+    return (
+        status.NumberOfCompletedSuboperations,
+        status.NumberOfFailedSuboperations,
+        status.NumberOfWarningSuboperations,
+    )
