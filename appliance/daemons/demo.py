@@ -86,8 +86,8 @@ Try, in another terminal in the project's folder:
   . {data}/environment                      # the azekura command, and where this demo is
   echoscu -aec AZEKURA 127.0.0.1 {port}
   storescu -aec AZEKURA 127.0.0.1 {port} +sd FOLDER-OF-DICOM-FILES
-  findscu -S -aec AZEKURA 127.0.0.1 {port} -k QueryRetrieveLevel=STUDY \\
-      -k StudyInstanceUID -k PatientName='*' -k InstanceAvailability -k NumberOfStudyRelatedInstances
+  findscu -S -aec AZEKURA 127.0.0.1 {port} -k QueryRetrieveLevel=STUDY -k StudyInstanceUID \\
+      -k PatientName='*' -k InstanceAvailability -k NumberOfStudyRelatedInstances
   azekura status
   azekura study list
   azekura study evict {study}

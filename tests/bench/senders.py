@@ -18,7 +18,11 @@ def _environment(*, nodelay: bool) -> dict[str, str]:
 
 
 def _run_together(commands: Sequence[list[str]], *, nodelay: bool) -> float:
-    """Run commands side by side; return the seconds until the last has ended well."""
+    """Run commands side by side; return the seconds until the last has ended well.
+
+    What others have left to be written back is written first: it would be counted here.
+    """
+    os.sync()
     started_s = time.perf_counter()
     processes = [
         subprocess.Popen(

@@ -12,11 +12,10 @@ CT_STUDY = "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322"
 
 
 def _availability(node: Node) -> str:
-    answer = node.dcmtk(
+    return node.dcmtk(
         "findscu", "-S", "-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={CT_STUDY}",
         "-k", "InstanceAvailability",
     )  # fmt: skip
-    return answer
 
 
 def test_a_study_goes_to_the_bucket_and_back(node: Node, tmp_path: Path) -> None:
@@ -36,5 +35,3 @@ def test_a_study_goes_to_the_bucket_and_back(node: Node, tmp_path: Path) -> None
     assert len(list(fetched.iterdir())) == 1
     node.azekura("study", "recall", CT_STUDY)
     assert "ONLINE" in _availability(node)
-
-
