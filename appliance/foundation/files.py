@@ -107,6 +107,16 @@ class FileSystem:
         except OSError as cause:
             raise StorageFailed("flush", f"fd {fd}", str(cause), "Check the disk") from cause
 
+    def drop_cached(self, fd: int) -> None:
+        """Let the kernel forget what it has cached of the file; what follows reads the medium.
+
+        Only what is flushed is forgotten, and nothing that another process has mapped.
+        """
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError as cause:
+            raise_storage_error("drop from the cache", f"fd {fd}", cause)
+
     def fsync_directory(self, path: str) -> None:
         """Flush a directory's entries to the medium."""
         try:

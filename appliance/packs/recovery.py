@@ -4,6 +4,8 @@ Owns the repair of packs. The caller holds the lock of the pack's dead owner, an
 afterwards; a recovered pack is never appended to.
 
 Invariants:
+- What is judged is what the medium has, not what the page cache says: after a failed flush the
+  kernel calls pages clean that never reached it (D10).
 - A member is kept exactly when its check and its dataset's sha256 hold and it names this pack.
 - Bytes that are no member are never destroyed: a tail is cut only after its copy in the set-aside
   folder is durable; a bad stretch between members stays where it is.
@@ -45,11 +47,15 @@ class Recovered(msgspec.Struct, frozen=True):
 def recover(files: FileSystem, path: str, set_aside_dir: str) -> Recovered:
     """Check every member of a pack, cut what is behind the last one, flush, and tell what is left.
 
+    The first step flushes and empties the cache, so that all of it is read from the medium.
+
     Raises UnsupportedFormat, with nothing changed, for a pack of another format version;
     OutOfSpace, StorageFailed.
     """
     fd = files.open(path, os.O_RDWR)
     try:
+        files.fdatasync(fd)
+        files.drop_cached(fd)
         found = _Scan(fd, path).run()
         return _Repair(files, fd, path, set_aside_dir, found).run()
     finally:
