@@ -16,6 +16,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 import msgspec
 
@@ -34,7 +35,12 @@ from appliance.archive.records import Record
 from appliance.archive.retention import Retention
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, isoformat
-from appliance.foundation.errors import Damaged, ForeignWriter, ObjectExists
+from appliance.foundation.errors import (
+    Damaged,
+    DecryptionFailed,
+    ForeignWriter,
+    ObjectExists,
+)
 from appliance.foundation.files import FileSystem
 from appliance.remote.store import Lane, ObjectStore
 from appliance.seal.identity import Identity
@@ -172,7 +178,11 @@ class Ledger:
         if self._store.oldest_version(key) is None:
             return False
         sealed = self._fetch(sequence)
-        entry = open_entry(sealed, self._identities)
+        try:
+            entry = open_entry(sealed, self._identities)
+        except DecryptionFailed as cause:
+            # What this box writes, it can read: its own identity is always among the recipients.
+            self._refuse(sequence, cause)
         if entry.header.incarnation not in self._state.incarnations:
             self._refuse(sequence)
         check_link(entry, self.node, sequence, self._last_hash, {self._signing_key.public_text})
@@ -182,14 +192,14 @@ class Ledger:
         _log.warning("ledger_entry_adopted", sequence=sequence)
         return True
 
-    def _refuse(self, sequence: int) -> None:
+    def _refuse(self, sequence: int, cause: DecryptionFailed | None = None) -> NoReturn:
         raise ForeignWriter(
             "append to the ledger",
             f"{self.node}, sequence {sequence}",
             "the bucket holds an entry that this box did not write",
-            "Another box uses this node name, or this one lost its state: give one of them a new "
-            "name. Receiving goes on; uploads stand still",
-        )
+            "If this box lost its state/ or takes a lost box's place: azekura replace. If two "
+            "boxes have this name: give one another. Receiving goes on; uploads stand still",
+        ) from cause
 
     def _fetch(self, sequence: int) -> bytes:
         key = entry_key(self.node, sequence)

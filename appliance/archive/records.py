@@ -114,7 +114,10 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected", tag_field="type"):
 
 
 class Restored(msgspec.Struct, frozen=True, tag="restored", tag_field="type"):
-    """The `rejected` record of that id no longer holds."""
+    """Instances are served again. Of what is said of an instance, the latest `at` counts.
+
+    `record_id` is this record's own; it names no `rejected` record.
+    """
 
     record_id: str
     study_instance_uid: str
