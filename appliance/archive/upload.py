@@ -14,6 +14,7 @@ Invariants:
   pack.
 """
 
+import contextlib
 import hashlib
 import os
 import zlib
@@ -40,6 +41,7 @@ from appliance.foundation.files import FileSystem
 from appliance.index.facts import InstanceFacts
 from appliance.packs.reader import PackReader
 from appliance.packs.sealing import SealedInfo
+from appliance.remote.orphans import abort_orphans
 from appliance.remote.store import (
     Checksum,
     FileBody,
@@ -124,6 +126,23 @@ class PackUpload:
         version_id, note = self._put(pack_id, note, lane)
         return self._read_back(pack_id, note, version_id, sealed, facts)
 
+    def abort_orphans(self) -> int:
+        """Abort old uploads in parts that no spool note remembers; return how many.
+
+        One that a note remembers is under way still, however slow the line is.
+        """
+        return abort_orphans(self._store, self._remembered_upload_ids())
+
+    def _remembered_upload_ids(self) -> set[str]:
+        found = set()
+        for name in os.listdir(self._layout.spool):
+            if name.endswith(".json"):
+                with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+                    progress = self._read_note(name.removesuffix(".json")).progress
+                    if progress is not None:
+                        found.add(progress.upload_id)
+        return found
+
     def forget(self, pack_id: str) -> None:
         """Remove the spool copy of a verified pack."""
         self._files.unlink(self._layout.spool_path(pack_id))
@@ -131,6 +150,10 @@ class PackUpload:
 
     def _note_path(self, pack_id: str) -> str:
         return os.path.join(self._layout.spool, f"{pack_id}.json")
+
+    def _read_note(self, pack_id: str) -> SpoolNote:
+        with open(self._note_path(pack_id), "rb") as file:
+            return msgspec.json.decode(file.read(), type=SpoolNote)
 
     def _check_members(self, pack_id: str) -> list[InstanceFacts]:
         facts = []
@@ -149,10 +172,9 @@ class PackUpload:
 
     def _spool(self, pack_id: str) -> SpoolNote:
         """Return the note of a durable spool file, made now or found."""
-        path, note_path = self._layout.spool_path(pack_id), self._note_path(pack_id)
+        path = self._layout.spool_path(pack_id)
         try:
-            with open(note_path, "rb") as file:
-                note = msgspec.json.decode(file.read(), type=SpoolNote)
+            note = self._read_note(pack_id)
             if os.path.getsize(path) == note.size_bytes:
                 return self._with_fresh_lock(pack_id, note)
         except (FileNotFoundError, msgspec.DecodeError):

@@ -30,7 +30,6 @@ from appliance.foundation.errors import AzekuraError, ConfigurationError, Storag
 from appliance.foundation.files import FileLock
 from appliance.remote.link import Link
 from appliance.remote.observed import ObservedStore
-from appliance.remote.orphans import abort_orphans
 from appliance.seal.signing import SigningKey
 
 NICE = 5  # receiving goes first when the processor is short
@@ -83,7 +82,7 @@ class _Uplink:
         retention = Retention(store, config.cloud.object_lock, config.cloud.retention_s)
         space = parts.space()
         pins = Pins(parts.files, parts.layout.pins)
-        upload = PackUpload(
+        self._upload = upload = PackUpload(
             parts.files, parts.clock, store, parts.layout, recipients, identities, retention
         )
         ledger = Ledger(
@@ -163,7 +162,7 @@ class _Uplink:
         recover_abandoned(self._parts.files, self._parts.layout)
 
     def _abort_orphans(self) -> None:
-        count = abort_orphans(self._store)
+        count = self._upload.abort_orphans()
         if count:
             _log.info("orphan_uploads_aborted", count=count)
 
