@@ -4,6 +4,7 @@ Invariants:
 - Nothing pending is ever evicted; there is no switch that would.
 - Before a pack goes, the bucket has just said that it holds that version with our size and
   checksum. A pack of which it says otherwise stays; the others go on.
+- While the bucket as a whole is unfit (gone, elsewhere, unlocked), nothing goes.
 - Order: index commit, then unlink, then the directory's flush. A crash in between leaves a file
   that the next start finds and counts as cached again.
 - Both are done under the index's gate, shared: a rebuild sees either none of them or both.
@@ -11,6 +12,7 @@ Invariants:
 
 import os
 
+from appliance.archive.bucket_watch import BucketWatch
 from appliance.archive.layout import Layout
 from appliance.archive.pins import Pins
 from appliance.archive.space import Space
@@ -44,7 +46,10 @@ class Evictor:
         pins: Pins,
         high_water: float,
         low_water: float,
+        bucket: BucketWatch | None = None,
     ) -> None:
+        """`bucket`: what is known of it; without one it is taken for fit."""
+        self._bucket = bucket
         self._files = files
         self._clock = clock
         self._layout = layout
@@ -58,9 +63,12 @@ class Evictor:
     def keep_watermarks(self) -> int:
         """Evict while usage is above the high mark, down to the low one; return bytes freed.
 
+        Does nothing while something is known against the bucket as a whole.
         Raises, at the end, the first error of a pack whose copy is not as it was verified; at once
         a CloudError of a bucket that can't be asked, or after UNPROVED_MAX such packs.
         """
+        if self._bucket is not None and not self._bucket.trusted:
+            return 0
         used, usable = self._space.measure(), self._space.usable_bytes
         if used <= usable * self._high_water:
             return 0
@@ -116,8 +124,10 @@ class Evictor:
         """Evict one pack with fresh proof; return the bytes freed.
 
         Raises Refused when it is pending, Damaged, ObjectMissing or another CloudError when the
-        bucket gives no proof.
+        bucket gives no proof, CloudMisconfigured while the bucket as a whole is unfit.
         """
+        if self._bucket is not None:
+            self._bucket.require("evict", f"pack {pack_id}")
         with self._index.read() as view:
             row = view.pack(pack_id)
         if row is None or row.cloud is None:

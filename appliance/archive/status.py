@@ -16,6 +16,7 @@ from appliance.foundation.files import FileSystem
 from appliance.index.index import Index
 
 STALE_S = 10.0
+DISTRUST_S = 86400.0
 RATE_LEAST_BYTES_PER_S = 1.0
 
 
@@ -29,6 +30,7 @@ class UplinkStatus(msgspec.Struct):
     upload_rate_bytes_per_s: float
     throttle_bytes_per_s: float | None
     problems: list[dict[str, str]]
+    bucket_trusted: bool = True
 
 
 def _path(layout: Layout) -> str:
@@ -47,6 +49,18 @@ def read_uplink_status(layout: Layout) -> UplinkStatus | None:
             return msgspec.json.decode(file.read(), type=UplinkStatus)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
+
+
+def bucket_trusted(layout: Layout, clock: Clock) -> bool:
+    """Tell whether nothing is known against the bucket, by what the uplink last said.
+
+    Silence speaks for it: what was verified stays so while the line or the uplink is down. A
+    finding counts until the uplink says otherwise, or for DISTRUST_S when it says nothing more.
+    """
+    said = read_uplink_status(layout)
+    if said is None or said.bucket_trusted:
+        return True
+    return clock.now().timestamp() - said.at_s > DISTRUST_S
 
 
 def node_status(config: Config, layout: Layout, index: Index, clock: Clock) -> dict[str, Any]:

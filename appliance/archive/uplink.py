@@ -11,7 +11,8 @@ Invariants:
   uploaded, and so not named, a second time.
 - A record that is written or not is never guessed at: the ledger knows whether its last entry is
   still to be put.
-- While ForeignWriter or a misconfigured bucket stands, nothing more is uploaded; receiving goes on.
+- While ForeignWriter or an unfit bucket stands, no upload starts and no entry is written; receiving
+  goes on.
 Threads: `upload_workers` take packs to the bucket, one thread writes the ledger; `_lock` guards the
 two queues and the set of packs in work.
 """
@@ -22,8 +23,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from appliance.archive.applying import apply_record
+from appliance.archive.bucket_watch import BucketWatch
 from appliance.archive.layout import Layout, pack_created_at, packs_in
 from appliance.archive.ledger import Ledger
+from appliance.archive.problem import Problem
 from appliance.archive.records import Opened, PackRecord, Record, Rejected, Restored
 from appliance.archive.upload import PackUpload
 from appliance.foundation import log
@@ -31,6 +34,7 @@ from appliance.foundation.clock import Clock, isoformat
 from appliance.foundation.errors import (
     AzekuraError,
     CloudError,
+    CloudMisconfigured,
     Damaged,
     ForeignWriter,
     ObjectExists,
@@ -54,15 +58,6 @@ MISCONFIGURED_RETRY_S = 60.0
 _log = log.get("uplink")
 
 
-class Problem:
-    """What stands in the way, named; shown by status until it is gone."""
-
-    def __init__(self, condition: str, sentence: str, hint: str) -> None:
-        self.condition = condition
-        self.sentence = sentence
-        self.hint = hint
-
-
 class Queued(NamedTuple):
     """A record on its way into the ledger, and whom to tell when it is there."""
 
@@ -83,7 +78,10 @@ class Uplink:
         upload: PackUpload,
         software: str,
         on_fatal: Callable[[StorageFailed], None],
+        bucket: BucketWatch | None = None,
     ) -> None:
+        """`bucket`: what is known of it; without one it is taken for fit."""
+        self._bucket = bucket
         self._files = files
         self._clock = clock
         self._layout = layout
@@ -130,8 +128,23 @@ class Uplink:
 
     def problems(self) -> list[Problem]:
         """Return what stands in the way now."""
+        found = self._bucket.problem if self._bucket is not None else None
+        unfit = found is not None and not self._may_send
         with self._lock:
-            return list(self._problems.values())
+            problems = [
+                each
+                for each in self._problems.values()
+                if not (unfit and each.condition == "cloud")  # it says the same of one request
+            ]
+        return problems if found is None else [found, *problems]
+
+    @property
+    def _may_send(self) -> bool:
+        return self._bucket is None or self._bucket.may_send
+
+    def _suspect_bucket(self, error: CloudError) -> None:
+        if self._bucket is not None and isinstance(error, CloudMisconfigured):
+            self._bucket.suspect()
 
     @property
     def sequence(self) -> int:
@@ -235,6 +248,7 @@ class Uplink:
         except CloudError as error:
             self._give_back(pack_id)
             self._report("cloud", error)
+            self._suspect_bucket(error)
             return backoff.next_delay_s() if error.retry else MISCONFIGURED_RETRY_S
         except (AzekuraError, OSError) as error:
             found = as_error(error, f"pack {pack_id}")
@@ -257,7 +271,11 @@ class Uplink:
     def _take(self) -> tuple[int, str] | None:
         with self._work:
             while not self._stop.is_set():
-                ready = self._ledger_ready.is_set() and "ledger" not in self._problems
+                ready = (
+                    self._ledger_ready.is_set()
+                    and "ledger" not in self._problems
+                    and self._may_send
+                )
                 if self._waiting and ready:
                     pack_id = min(self._waiting, key=lambda each: self._waiting[each])
                     lane, _ = self._waiting.pop(pack_id)
@@ -354,7 +372,9 @@ class Uplink:
 
         if not self._until_it_works(write):
             return False
-        if not self._until_it_works(lambda: self._apply(self._ledger.sequence, records)):
+        if not self._until_it_works(
+            lambda: self._apply(self._ledger.sequence, records), sends=False
+        ):
             return False
         for queued in batch:
             if queued.on_written is not None:
@@ -367,10 +387,16 @@ class Uplink:
                     self._urgent.discard(pack_id)
         return True
 
-    def _until_it_works(self, attempt: Callable[[], None]) -> bool:
-        """Call until no error comes but a failed disk's; False when stopped before."""
+    def _until_it_works(self, attempt: Callable[[], None], *, sends: bool = True) -> bool:
+        """Call until no error comes but a failed disk's; False when stopped before.
+
+        `sends`: it uses the bucket, and waits while that is unfit.
+        """
         backoff = Backoff()
         while not self._stop.is_set():
+            if sends and not self._may_send:
+                self._clock.wait(self._stop, SCAN_S)
+                continue
             try:
                 attempt()
             except StorageFailed:
@@ -380,6 +406,7 @@ class Uplink:
                 self._clock.wait(self._stop, MISCONFIGURED_RETRY_S)
             except CloudError as error:
                 self._report("cloud", error)
+                self._suspect_bucket(error)
                 self._clock.wait(self._stop, backoff.next_delay_s())
             except AzekuraError as error:
                 self._report("ledger", error)

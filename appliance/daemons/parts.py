@@ -9,6 +9,7 @@ from appliance.archive.commitment import Reached
 from appliance.archive.layout import Layout
 from appliance.archive.rungs import reached
 from appliance.archive.space import Space
+from appliance.archive.status import bucket_trusted
 from appliance.config.model import Config
 from appliance.foundation.clock import Clock, SystemClock
 from appliance.foundation.files import FileSystem
@@ -65,8 +66,9 @@ class Parts:
 
         An instance of which several versions were received counts by its newest.
         """
+        trusted = bucket_trusted(self.layout, self.clock)
         with self.index.read() as view:
-            return reached(view, sop_instance_uids)
+            return reached(view, sop_instance_uids, bucket_trusted=trusted)
 
     def close(self) -> None:
         """Close the index."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from appliance import __version__
 from appliance.archive.abandoned import recover_abandoned
+from appliance.archive.bucket_watch import BucketWatch
 from appliance.archive.control import Control
 from appliance.archive.evict import Evictor
 from appliance.archive.indexer import mark_found
@@ -18,7 +19,7 @@ from appliance.archive.pins import Pins
 from appliance.archive.recall import Recaller, clear_abandoned
 from appliance.archive.requests import RequestBox
 from appliance.archive.retention import Retention
-from appliance.archive.status import UplinkStatus, write_uplink_status
+from appliance.archive.status import UplinkStatus, bucket_trusted, write_uplink_status
 from appliance.archive.uplink import Uplink, as_failure
 from appliance.archive.upload import PackUpload
 from appliance.config.load import load
@@ -35,6 +36,7 @@ from appliance.seal.signing import SigningKey
 NICE = 5  # receiving goes first when the processor is short
 CONTROL_S = 0.2
 STATUS_S = 1.0
+BUCKET_S = 1.0
 EVICT_S = 5.0
 RECOVER_S = 10.0
 
@@ -77,6 +79,10 @@ class _Uplink:
         self._link = Link(parts.clock)
         store = ObservedStore(parts.store(), self._link)
         self._store = store
+        self._bucket = BucketWatch(
+            parts.clock, store, needs_lock=config.cloud.object_lock != "off",
+            trusted=bucket_trusted(parts.layout, parts.clock),
+        )  # fmt: skip
         identities = parts.identities()
         recipients = parts.recipients()
         retention = Retention(store, config.cloud.object_lock, config.cloud.retention_s)
@@ -91,11 +97,11 @@ class _Uplink:
         )  # fmt: skip
         self._uplink = Uplink(
             parts.files, parts.clock, parts.layout, parts.index, ledger, upload,
-            f"azekura {__version__}", self._fatal,
+            f"azekura {__version__}", self._fatal, self._bucket,
         )  # fmt: skip
         self._evictor = Evictor(
             parts.files, parts.clock, parts.layout, parts.index, store, space, pins,
-            config.cache.high_water, config.cache.low_water,
+            config.cache.high_water, config.cache.low_water, self._bucket,
         )  # fmt: skip
         recaller = Recaller(parts.files, parts.clock, parts.layout, store, parts.index, space)
         self._control = Control(
@@ -105,6 +111,7 @@ class _Uplink:
         self._evict_problem: AzekuraError | None = None
         self._threads = [
             self._loop("control", CONTROL_S, self._control.run_once),
+            self._loop("bucket", BUCKET_S, self._bucket.look_if_due),
             self._loop("status", STATUS_S, self._tell),
             self._loop("evict", EVICT_S, self._evict),
             self._loop("recover", RECOVER_S, self._recover),
@@ -169,10 +176,7 @@ class _Uplink:
     def _tell(self) -> None:
         """Write what only this process knows, and take a changed throttle."""
         self._take_changes()
-        problems = [
-            {"condition": each.condition, "sentence": each.sentence, "hint": each.hint}
-            for each in self._uplink.problems()
-        ]
+        problems = [each.document() for each in self._uplink.problems()]
         if self._evict_problem is not None:
             error = self._evict_problem
             problems.append({"condition": "evict", "sentence": str(error), "hint": error.hint})
@@ -188,6 +192,7 @@ class _Uplink:
                 upload_rate_bytes_per_s=throttle.sent_bytes_per_s(),
                 throttle_bytes_per_s=throttle.rate_now_bytes_per_s(),
                 problems=problems,
+                bucket_trusted=self._bucket.trusted,
             ),
         )
 

@@ -85,6 +85,7 @@ class FakeStore:
         self.enforces_lock = True
         self.carries_lock = True
         self.missing = False
+        self.findings: list[BucketFinding] = []
         self.requests: list[tuple[str, str]] = []
         self.orphans: list[OrphanUpload] = []
 
@@ -303,7 +304,7 @@ class FakeStore:
         if self.missing:
             return [BucketFinding("bucket_missing", "404 NoSuchBucket", "")]
         self._end(self._begin("check_bucket", ""))
-        return []
+        return list(self.findings)
 
     def orphan_uploads(self, older_than_s: float) -> Iterator[OrphanUpload]:
         self._end(self._begin("orphan_uploads", ""))
