@@ -127,11 +127,13 @@ class _Check:
     def __init__(self, transaction: Transaction) -> None:
         self.unsettled = list(transaction.instances)
         self.failures: list[Failure] = []
+        self.on_its_way: set[str] = set()  # what `on_waiting` was told of
         self.next_at_us = 0
         self.interval_s = CHECK_INTERVAL_MIN_S
 
 
 Lookup = Callable[[Sequence[str]], dict[str, Reached]]
+OnWaiting = Callable[[Sequence[str]], None]
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Transaction).decode
@@ -146,14 +148,23 @@ class CommitmentBook:
     """The transactions of this node, durable. Thread-safe.
 
     `_lock` guards `_open` (transactions that are waiting or due) and the files. `settle` is called
-    by one thread, the reporter's, which alone owns `_checks`.
+    by one thread, the reporter's, which alone owns `_checks`. `on_waiting` is called on it, once
+    for each instance of a transaction that is here but not yet at the rung that was asked for.
     """
 
-    def __init__(self, files: FileSystem, directory: str, clock: Clock, lookup: Lookup) -> None:
+    def __init__(
+        self,
+        files: FileSystem,
+        directory: str,
+        clock: Clock,
+        lookup: Lookup,
+        on_waiting: OnWaiting | None = None,
+    ) -> None:
         self._files = files
         self._directory = directory
         self._clock = clock
         self._lookup = lookup
+        self._on_waiting = on_waiting
         self._lock = threading.RLock()
         self._open: dict[str, Transaction] = {}
         self._checks: dict[str, _Check] = {}
@@ -271,6 +282,7 @@ class CommitmentBook:
         graced_us = item.requested_at_us + int(UNKNOWN_INSTANCE_GRACE_S * 1_000_000)
         found = self._lookup([reference.sop_instance_uid for reference in batch])
         still: list[Reference] = []
+        waiting: list[str] = []
         for reference in batch:
             reached = found.get(reference.sop_instance_uid)
             reason = _judge(reference, reached, item.rung)
@@ -280,10 +292,15 @@ class CommitmentBook:
                 reason = RESOURCE_LIMITATION
             if reason is None:
                 still.append(reference)
+                if reached is not None and reference.sop_instance_uid not in check.on_its_way:
+                    waiting.append(reference.sop_instance_uid)
             elif reason:
                 check.failures.append(
                     Failure(reference.sop_class_uid, reference.sop_instance_uid, reason)
                 )
+        if waiting and self._on_waiting is not None:
+            check.on_its_way.update(waiting)
+            self._on_waiting(waiting)
         return still
 
     def _decide(self, item: Transaction, failures: Sequence[Failure]) -> None:

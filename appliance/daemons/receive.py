@@ -8,6 +8,7 @@ directory, each with a writer's name and a port of its own.
 import contextlib
 import os
 import re
+from collections.abc import Callable, Sequence
 
 from appliance.archive.archive import Archive
 from appliance.archive.commitment import CommitmentBook
@@ -15,7 +16,9 @@ from appliance.archive.freshness import Freshness
 from appliance.archive.ingest import Ingest
 from appliance.archive.queries import Queries
 from appliance.archive.recall import Recaller
+from appliance.archive.requests import RequestBox
 from appliance.archive.retrieval import Retrieval
+from appliance.archive.urgency import hurry
 from appliance.config.model import Config
 from appliance.daemons.child import Child
 from appliance.daemons.parts import Parts
@@ -91,7 +94,9 @@ def _serve(
 ) -> None:
     """Start what speaks DICOM; what was started is ended by the stack."""
     config = parts.config
-    commitments = CommitmentBook(parts.files, parts.layout.commitment, parts.clock, parts.reached)
+    commitments = CommitmentBook(
+        parts.files, parts.layout.commitment, parts.clock, parts.reached, _hurrying(parts)
+    )
     queries = Queries(config, parts.index, Freshness(parts.layout))
     archive = Archive(ingest, queries, retrieval, commitments)
     transcoder = Transcoder()
@@ -115,6 +120,17 @@ def _serve(
     stack.callback(reporter.stop)
     stack.callback(lambda: acceptor.stop(0.0 if running.exit_code else DRAIN_TIMEOUT_S))
     acceptor.start()
+
+
+def _hurrying(parts: Parts) -> Callable[[Sequence[str]], None]:
+    """Return what the commitment book calls with instances that wait for their rung."""
+    requests = RequestBox(parts.files, parts.layout.requests)
+
+    def on_waiting(sop_instance_uids: Sequence[str]) -> None:
+        with parts.index.read() as view:
+            hurry(view, requests, sop_instance_uids, "commitment")
+
+    return on_waiting
 
 
 def _recaller(parts: Parts) -> Recaller | None:

@@ -1,15 +1,10 @@
 """Storage Commitment with pynetdicom as SCU: reports on every way there is."""
 
-import contextlib
 import queue
 import threading
-from dataclasses import dataclass, field
 
 import pytest
-from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
 from pydicom.uid import generate_uid
-from pynetdicom import AE, build_context, build_role, evt
 
 from appliance.archive.commitment import (
     GIVEN_UP,
@@ -22,94 +17,10 @@ from appliance.dimse.reporter import Reporter
 from appliance.foundation.clock import SystemClock
 from appliance.foundation.errors import OutOfSpace
 from appliance.foundation.files import FileSystem
-from tests.support.dimse import AE_TITLE, ALL, CT, EXPLICIT, make_config, peer
+from tests.support.dimse import AE_TITLE, ALL, CT, make_config, peer
 from tests.support.memory_archive import MemoryArchive
+from tests.support.modality import Modality, ask
 from tests.support.services import free_port, reached, service_node, wait_for
-
-PUSH = "1.2.840.10008.1.20.1"
-INSTANCE = "1.2.840.10008.1.20.1.1"
-
-
-@dataclass
-class Modality:
-    """An SCU that listens for reports on a port of its own, and on its own associations."""
-
-    port: int = 0
-    reports: queue.Queue = field(default_factory=queue.Queue)
-    answer: int = 0x0000
-
-    def on_event_report(self, event):
-        self.reports.put(
-            Report(
-                event.event_type,
-                event.event_information,
-                event.assoc.requestor.ae_title,
-                event.assoc.is_requestor,
-            )
-        )
-        return self.answer, None
-
-    def report(self, timeout_s=20) -> "Report":
-        return self.reports.get(timeout=timeout_s)
-
-    @contextlib.contextmanager
-    def listening(self, *, role_selection=True):
-        ae = AE("MODALITY")
-        if role_selection:
-            ae.add_supported_context(PUSH, EXPLICIT, scu_role=False, scp_role=True)
-        else:
-            ae.add_supported_context(PUSH, EXPLICIT)
-        handlers = [(evt.EVT_N_EVENT_REPORT, self.on_event_report)]
-        server = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
-        self.port = server.socket.getsockname()[1]
-        try:
-            yield self
-        finally:
-            server.shutdown()
-
-    @contextlib.contextmanager
-    def associated(self, node, called=AE_TITLE):
-        ae = AE("MODALITY")
-        association = ae.associate(
-            "127.0.0.1", node.port, [build_context(PUSH, EXPLICIT), build_context(CT, EXPLICIT)],
-            called,
-            ext_neg=[build_role(PUSH, scu_role=True)],
-            evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.on_event_report)],
-        )  # fmt: skip
-        assert association.is_established
-        yield association
-        if association.is_established:
-            association.release()
-
-
-@dataclass
-class Report:
-    event_type: int
-    dataset: Dataset
-    caller: str
-    on_own_association: bool
-
-    def failures(self) -> dict[str, int]:
-        items = self.dataset.get("FailedSOPSequence") or []
-        return {item.ReferencedSOPInstanceUID: item.FailureReason for item in items}
-
-    def successes(self) -> list[str]:
-        items = self.dataset.get("ReferencedSOPSequence") or []
-        return [item.ReferencedSOPInstanceUID for item in items]
-
-
-def ask(association, *uids, transaction=None, action=1, instance=INSTANCE) -> int:
-    request = Dataset()
-    request.TransactionUID = transaction or generate_uid()
-    items = []
-    for uid in uids:
-        item = Dataset()
-        item.ReferencedSOPClassUID = CT
-        item.ReferencedSOPInstanceUID = uid
-        items.append(item)
-    request.ReferencedSOPSequence = Sequence(items)
-    status, _ = association.send_n_action(request, action, PUSH, instance)
-    return status.Status
 
 
 def modality_peer(port, **more):

@@ -29,12 +29,15 @@ class World:
         self.clock = ManualClock()
         self.known = {}
         self.lookups = []
+        self.hurried = []
         self.directory = str(directory / "commitment")
         self.files = files or FileSystem()
         self.book = self.open()
 
     def open(self):
-        return CommitmentBook(self.files, self.directory, self.clock, self.lookup)
+        return CommitmentBook(
+            self.files, self.directory, self.clock, self.lookup, self.hurried.append
+        )
 
     def lookup(self, uids):
         self.lookups.append(len(uids))
@@ -95,6 +98,20 @@ def test_book_waits_for_every_instance(world):
     (item,) = world.book.due()
     assert item.failures == ()
     assert [each.sop_instance_uid for each in item.succeeded] == ["1", "2"]
+
+
+def test_book_tells_once_what_waits_for_its_rung(world):
+    """So that it is uploaded first; not what is there already, nor what nobody knows."""
+    world.reach("1", "cloud")
+    world.reach("2", "local")
+    world.reach("3", "local", MR)
+    world.ask("1", "2", "3", "4")
+    world.settle_after(1)
+    assert world.hurried == [["2"]]
+    world.reach("4", "local")
+    world.settle_after(10)
+    world.settle_after(10)
+    assert world.hurried == [["2"], ["4"]]
 
 
 def test_book_gives_each_failure_its_reason(world):
