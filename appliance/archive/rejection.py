@@ -1,7 +1,8 @@
 """Rejection by key object notes (IHE IOCM), and what it asks of the ledger.
 
-A note's instances are hidden or kept as its title says; nothing is ever deleted by it. The index
-hides after the ledger's `rejected` record, which the uplink writes from a durable request.
+A note's instances are hidden, and the note with them: a study that was rejected as a whole is in
+no list any more. Nothing is ever deleted by it. The index hides after the ledger's `rejected`
+record, which the uplink writes from a durable request.
 """
 
 import hashlib
@@ -19,6 +20,8 @@ def note_rejection(requests: RequestBox, instance: InstanceFacts) -> bool:
     by_study: dict[str, list[str]] = {}
     for reference in note.referenced:
         by_study.setdefault(reference.study_instance_uid, []).append(reference.sop_instance_uid)
+    if by_study:
+        by_study.setdefault(instance.study_instance_uid, []).append(instance.sop_instance_uid)
     for study_instance_uid, sop_instance_uids in sorted(by_study.items()):
         # The id follows from the note's bytes and the study: the same note again asks nothing new.
         request_id = (

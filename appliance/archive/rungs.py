@@ -9,6 +9,7 @@ nothing: `cloud` and `locked` are held, and `local` is what lies on this disk.
 from collections.abc import Sequence
 
 from appliance.archive.commitment import Reached
+from appliance.dicom.uid import KEY_OBJECT_SELECTION
 from appliance.index.records import StoredInstance
 from appliance.index.view import View
 
@@ -41,5 +42,6 @@ def _reached(view: View, instance: StoredInstance, bucket_trusted: bool) -> Reac
         local=local or cloud,
         cloud=cloud,
         locked=locked,
-        hidden=instance.hidden,
+        # A rejection note is hidden with what it rejects; whoever sent it may know it safe.
+        hidden=instance.hidden and version.sop_class_uid != KEY_OBJECT_SELECTION,
     )

@@ -196,7 +196,7 @@ def _pydicom_knows_latin_9(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory, s3_server, s3_bucket) -> Iterator[Archive]:  # noqa: F811
+def archive(tmp_path_factory, s3_server, s3_bucket) -> Iterator[Archive]:
     """Store every example, each as a study of its own."""
     folder = tmp_path_factory.mktemp("character-sets")
     files = _standard(folder)

@@ -65,7 +65,7 @@ class Ward:
 
 
 @pytest.fixture(scope="module")
-def ward(tmp_path_factory, s3_server, s3_bucket) -> Iterator[Ward]:  # noqa: F811
+def ward(tmp_path_factory, s3_server, s3_bucket) -> Iterator[Ward]:
     """A running node that three modalities may ask, and one that is always called."""
     folder = tmp_path_factory.mktemp("commitment")
     modalities = {name: Modality(free_port(), name) for name in ("LOCAL", "CLOUD", "LOCKED")}

@@ -78,7 +78,7 @@ class Sent:
 
 
 @pytest.fixture(scope="module")
-def sent(tmp_path_factory, s3_server, s3_bucket) -> Iterator[Sent]:  # noqa: F811
+def sent(tmp_path_factory, s3_server, s3_bucket) -> Iterator[Sent]:
     """Send everything, round by round, and fetch it after each round by C-GET and C-MOVE."""
     folder = tmp_path_factory.mktemp("identity")
     twins_folder = folder / "twins"
