@@ -79,29 +79,40 @@ class Bench:
         )
 
     def recall(self) -> None:
-        """Recall from the bucket beside raw GETs."""
-        node = self._node("recall")
+        """Recall from the bucket beside raw GETs: on this machine, and over a line with delay."""
+        self._recall("on loopback", self._node("recall"), self._count)
+        with TcpProxy(self._server_address()) as proxy:
+            proxy.delay_s = measure_retrieve.LINE_DELAY_S
+            line = f"over a line of {1000 * proxy.delay_s:.0f} ms"
+            self._recall(line, self._node("recall-line", endpoint=proxy.url), self._count // 4)
+
+    def _recall(self, where: str, node: Node, count: int) -> None:
         node.start()
         try:
             found = measure_retrieve.measure_recall(
-                self._folder, self._server, node, self._count, self._runs
+                self._folder, self._server, node, count, self._runs
             )
         finally:
             node.stop()
         self.facts += [
             report.Fact(
-                "recall: first instance, × one raw ranged GET", found.first_ratio, 1.5, "≤"
+                f"recall {where}: first instance, × one raw ranged GET", found.first_ratio, 1.5, "≤"
             ),
             report.Fact(
-                "recall: whole study, part of raw parallel GETs", found.whole_ratio, 0.8, "≥"
+                f"recall {where}: whole study, part of raw parallel GETs",
+                found.whole_ratio, 0.8, "≥",
             ),
-        ]
+        ]  # fmt: skip
+
+    def _server_address(self) -> tuple[str, int]:
+        address = urlsplit(self._server.endpoint_url)
+        assert address.hostname is not None
+        assert address.port is not None
+        return address.hostname, address.port
 
     def throttle(self) -> None:
         """Bytes on the socket under a throttle of 8 Mbit/s."""
-        address = urlsplit(self._server.endpoint_url)
-        assert address.hostname is not None and address.port is not None
-        with TcpProxy((address.hostname, address.port)) as proxy:
+        with TcpProxy(self._server_address()) as proxy:
             node = self._node("throttle", endpoint=proxy.url, rate="8 Mbit/s")
             node.start()
             try:

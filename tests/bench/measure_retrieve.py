@@ -22,7 +22,8 @@ from tests.support.node import Node
 
 COUNT = 1000
 RUNS = 3
-RECALL_RUN = 800
+RECALL_RUN = 2000
+LINE_DELAY_S = 0.005
 RAW_PART_BYTES = 4 * 2**20
 RAW_THREADS = 6
 
@@ -73,8 +74,8 @@ def measure_recall(
     folder: Path, server: EmbeddedS3, node: Node, count: int = COUNT, runs: int = RUNS
 ) -> Recall:
     """Evict and fetch a CT, and fetch its objects raw, in turns. The node runs."""
-    sent = make_study(folder / "sent", LARGE, count, RECALL_RUN)
-    study = study_uid(LARGE, RECALL_RUN)
+    sent = make_study(folder / "sent", LARGE, count, RECALL_RUN + count)
+    study = study_uid(LARGE, RECALL_RUN + count)
     senders.store(node.port, sent)
     node.drain()
     found = Recall()
@@ -94,7 +95,7 @@ def _raw(parts: Parts, server: EmbeddedS3, node: Node, study: str, found: Recall
     """Fetch the study's objects by plain HTTP ranged GETs of presigned addresses."""
     assert server.credentials is not None
     signer = boto3.client(
-        "s3", endpoint_url=server.endpoint_url, region_name="us-east-1",
+        "s3", endpoint_url=node.endpoint_url, region_name="us-east-1",
         aws_access_key_id=server.credentials.access_key_id,
         aws_secret_access_key=server.credentials.secret_access_key,
     )  # fmt: skip

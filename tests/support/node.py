@@ -98,7 +98,8 @@ class Node:
         self.recovery_key = folder / "recovery.key"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._options: dict[str, Any] = {
-            "name": "site-a", "commitment": "locked", "capacity": "8 GiB", "quiet": "1 s", "max_age": "5 s",
+            "name": "site-a", "commitment": "locked", "capacity": "8 GiB", "quiet": "1 s",
+            "max_age": "5 s",
             "target_size": "64 MiB", "rate": "off", "endpoint": server.endpoint_url, "peers": "",
         } | options  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +119,11 @@ class Node:
         temporary = self.config_path.with_suffix(".new")
         temporary.write_text(text)
         os.replace(temporary, self.config_path)
+
+    @property
+    def endpoint_url(self) -> str:
+        """Where this node reaches the bucket."""
+        return str(self._options["endpoint"])
 
     def environment(self) -> dict[str, str]:
         """Return the environment of a process that may use the bucket."""
