@@ -99,14 +99,16 @@ def pack_reference(pack_id: str) -> bytes:
     """Return a pack id as 16 bytes; a text that is no pack id as 0xFF and its text key."""
     if _PACK_ID.fullmatch(pack_id):
         return int(pack_id.translate(_TO_BASE32), 32).to_bytes(_PACK_ID_BYTES, "big")
-    return b"\xff" + text_key(pack_id)
+    reference = b"\xff" + text_key(pack_id)
+    # As long as a pack id's it would be taken for one; no text key ends in two zeros.
+    return reference + b"\0" if len(reference) == _PACK_ID_BYTES else reference
 
 
 @lru_cache(maxsize=4096)
 def pack_id_of(reference: bytes) -> str:
     """Return the pack id of a reference."""
     if len(reference) != _PACK_ID_BYTES:
-        return _text_of(reference[1:-1])
+        return _text_of(reference[1:].rstrip(b"\0"))
     value = int.from_bytes(reference, "big")
     return "".join(
         _CROCKFORD[value >> shift & 31] for shift in range(5 * (_PACK_ID_LENGTH - 1), -1, -5)

@@ -1,6 +1,6 @@
 """Keys sort, delimit themselves and come back as what they were."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from appliance.index.keys import (
@@ -77,6 +77,7 @@ def test_pack_references_are_sixteen_bytes_and_sort_like_ids(value: int) -> None
 
 
 @given(st.text(max_size=30))
+@example("fourteen chars")
 def test_pack_references_keep_any_other_name(name: str) -> None:
     """A name that is no pack id is kept as it is."""
     assert pack_id_of(pack_reference(name)) == name
