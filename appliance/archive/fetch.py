@@ -5,11 +5,13 @@ Owns the file that it fills. Must not decide what becomes of it; `on_end` is tol
 Invariants:
 - A byte leaves here only after its age chunk was authenticated; whoever serves an instance checks
   its sha256 on top.
-- A failed request frees its chunks; FETCH_ATTEMPTS_MAX failures in a row end the fetch for all that
-  wait. One that ended is of no further use; what was read from it stays valid.
+- A failed request frees its chunks and is made again a little later. When for GIVE_UP_S none
+  succeeds, the fetch ends for all that wait. One that ended is of no further use; what was read
+  from it stays valid.
 - No request is for more than FETCH_CHUNKS_MAX chunks: memory does not grow with the instance.
 """
 
+import copy
 import os
 import threading
 from collections import deque
@@ -17,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 from appliance.archive.extent import Extent
 from appliance.foundation import log
+from appliance.foundation.clock import Clock
 from appliance.foundation.errors import AzekuraError, Busy, Damaged
 from appliance.foundation.files import FileSystem
 from appliance.index.facts import CloudFacts
@@ -26,7 +29,8 @@ from appliance.seal.age import CHUNK_BYTES, SEALED_CHUNK_BYTES, AgeRange
 FETCH_CHUNKS_MAX = 32
 FETCH_THREADS = 4
 BUFFERS_KEPT_MAX = 2 * FETCH_THREADS
-FETCH_ATTEMPTS_MAX = 3
+RETRY_S = 0.5
+GIVE_UP_S = 4.0
 READ_TIMEOUT_S = 60.0
 
 _NONE, _FETCHING, _DONE = 0, 1, 2
@@ -47,6 +51,7 @@ class PackFetch:
         self,
         store: ObjectStore,
         files: FileSystem,
+        clock: Clock,
         pack_id: str,
         cloud: CloudFacts,
         directory: str,
@@ -61,6 +66,7 @@ class PackFetch:
         self._age = AgeRange(cloud.file_key, cloud.age_header, cloud.size)
         self.size = self._age.plaintext_length
         self._files = files
+        self._clock = clock
         self._on_end = on_end
         self.checked: set[int] = set()
         self._condition = threading.Condition()
@@ -69,7 +75,9 @@ class PackFetch:
         self._left = count
         self._wanted: deque[tuple[int, int]] = deque()
         self._first = True
-        self._failures = 0
+        self._waiting = 0
+        self._failing_since_s: float | None = None
+        self._never = threading.Event()
         self._error: AzekuraError | None = None
         self._ended = False
         self._threads = 0
@@ -96,8 +104,7 @@ class PackFetch:
 
     def read(self, offset: int, length: int) -> memoryview:
         """Return a plain byte range when it is there; CloudError when it can't be had."""
-        self.wait(offset, length)
-        return memoryview(self._file.read(offset, length))
+        return memoryview(self.extent(offset, length)[:])
 
     def extent(self, offset: int, length: int) -> Extent:
         """Return a plain byte range, when it is there, as an extent; errors as for `read`."""
@@ -112,11 +119,18 @@ class PackFetch:
         """
         first, last = offset // CHUNK_BYTES, -(-(offset + length) // CHUNK_BYTES)
         with self._condition:
-            while self._chunks.count(_DONE, first, last) < last - first:
-                if self._error is not None:
-                    raise self._error
-                if not self._condition.wait(READ_TIMEOUT_S) and self._error is None:
-                    raise Busy("recall", self.pack_id, "the cloud answers too slowly")
+            self._waiting += 1
+            try:
+                self._wait(first, last)
+            finally:
+                self._waiting -= 1
+
+    def _wait(self, first: int, last: int) -> None:
+        while self._chunks.count(_DONE, first, last) < last - first:
+            if self._error is not None:
+                raise copy.copy(self._error)
+            if not self._condition.wait(READ_TIMEOUT_S) and self._error is None:
+                raise Busy("recall", self.pack_id, "the cloud answers too slowly")
 
     # --- inside
 
@@ -147,6 +161,9 @@ class PackFetch:
             return None
         return self._mark(start, min(len(self._chunks), start + limit))
 
+    def _is_wanted(self) -> bool:
+        return any(self._chunks.find(_NONE, *wanted) >= 0 for wanted in self._wanted)
+
     def _mark(self, start: int, end: int) -> tuple[int, int]:
         stop = start
         while stop < end and self._chunks[stop] == _NONE:
@@ -167,13 +184,15 @@ class PackFetch:
                     self._ended = self._ended or ends
                     break
             buffers = buffers or _BUFFERS.take()
-            self._fetch(*found, buffers)
+            if not self._fetch(*found, buffers) and self._error is None:
+                self._clock.wait(self._never, RETRY_S)
         if buffers is not None:
             _BUFFERS.give_back(buffers)
         if ends:
             self._on_end(self, self._error)
 
-    def _fetch(self, first: int, last: int, buffers: "_Buffers") -> None:
+    def _fetch(self, first: int, last: int, buffers: "_Buffers") -> bool:
+        """Fetch chunks and return whether they are here."""
         start, end = first * CHUNK_BYTES, min(last * CHUNK_BYTES, self.size)
         try:
             low, high = self._age.ciphertext_range(start, end)
@@ -190,16 +209,23 @@ class PackFetch:
             with self._condition:
                 self._chunks[first:last] = bytes([_DONE]) * (last - first)
                 self._left -= last - first
-                self._failures = 0
-                self._start_threads(FETCH_THREADS)
+                self._failing_since_s = None
+                # A reader has the processor to itself once it has what it waits for.
+                if self._waiting == 0 or self._is_wanted():
+                    self._start_threads(FETCH_THREADS)
                 self._condition.notify_all()
+            return True
+        return False
 
     def _failed(self, first: int, last: int, error: AzekuraError) -> None:
         with self._condition:
             self._chunks[first:last] = bytes(last - first)
-            self._failures += 1
-            if not error.retry or self._failures >= FETCH_ATTEMPTS_MAX:
-                self._error = self._error or error
+            now_s = self._clock.monotonic_s()
+            if self._failing_since_s is None:
+                self._failing_since_s = now_s
+            if not error.retry or now_s - self._failing_since_s >= GIVE_UP_S:
+                # Its traceback would keep this object, and its file, alive.
+                self._error = self._error or error.with_traceback(None)
             else:
                 self._wanted.appendleft((first, last))
             self._condition.notify_all()

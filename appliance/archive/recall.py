@@ -8,12 +8,14 @@ Invariants:
   it.
 - A recall that fails leaves nothing behind: no part file, no lock, no descriptor.
 - Recalling never waits for room: what can't be kept is served all the same.
+- What nobody waits for comes one pack at a time, and is forgotten when the bucket can't be reached.
 """
 
 import contextlib
+import copy
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from appliance.archive.fetch import PackFetch
 from appliance.archive.layout import Layout
@@ -44,7 +46,11 @@ class Recall:
 
 
 class Recaller:
-    """The recalls of one process. `_lock` guards `_recalls`, one for each pack that is kept."""
+    """The recalls of one process.
+
+    `_lock` guards `_recalls`, one for each pack that is kept, and `_behind`, the packs that are to
+    follow, which one thread, alive while there are any, brings in turn.
+    """
 
     def __init__(
         self,
@@ -63,6 +69,8 @@ class Recaller:
         self._space = space
         self._lock = threading.Lock()
         self._recalls: dict[str, Recall] = {}
+        self._behind: dict[str, CloudFacts] = {}
+        self._following = False
 
     def begin(
         self, pack_id: str, cloud: CloudFacts, ranges: Sequence[tuple[int, int]]
@@ -77,6 +85,32 @@ class Recaller:
             fetch = self._fetch(pack_id, cloud, None)
             fetch.want(ranges)
             return fetch
+
+    def follow(self, packs: Mapping[str, CloudFacts]) -> None:
+        """Bring packs behind everything that somebody waits for; return at once."""
+        with self._lock:
+            self._behind.update(packs)
+            begins = bool(self._behind) and not self._following
+            self._following = self._following or begins
+        if begins:
+            threading.Thread(target=self._follow, name="recall-rest", daemon=True).start()
+
+    def _follow(self) -> None:
+        while True:
+            with self._lock:
+                pack_id = next(iter(self._behind), None)
+                if pack_id is None:
+                    self._following = False
+                    return
+                cloud = self._behind.pop(pack_id)
+            try:
+                self.recall(pack_id, cloud)
+            except AzekuraError as error:
+                with self._lock:
+                    if error.retry:
+                        self._behind.clear()
+            except Exception as error:  # noqa: BLE001 - the boundary of a thread
+                _log.error("recall_failed", pack=pack_id, error=log.where(error))
 
     def _keep(self, pack_id: str, cloud: CloudFacts, ranges: Sequence[tuple[int, int]]) -> Recall:
         """Return the recall that keeps the pack, begun now or joined.
@@ -113,6 +147,7 @@ class Recaller:
         return PackFetch(
             self._store,
             self._files,
+            self._clock,
             pack_id,
             cloud,
             self._layout.recalled,
@@ -141,13 +176,13 @@ class Recaller:
                 self._files.rename(path, self._layout.sealed_path(fetch.pack_id))
                 self._index.transact(lambda txn: txn.set_local(fetch.pack_id, True))
         except AzekuraError as cause:
-            error = cause
+            error = cause.with_traceback(None)
         except OSError as cause:
             error = Damaged("recall", fetch.pack_id, cause.strerror or "", "Check the disk")
         recall.error = error
+        self._clear(path, recall.flock)
         with self._lock:
             del self._recalls[fetch.pack_id]
-        self._clear(path, recall.flock)
         recall.ended.set()
         if error is None:
             _log.info("pack_recalled", pack=fetch.pack_id, size_bytes=fetch.size)
@@ -172,7 +207,7 @@ class Recaller:
             if not recall.ended.wait(RECALL_MAX_S):
                 raise Busy("recall", pack_id, "it takes too long")
             if recall.error is not None:
-                raise recall.error
+                raise copy.copy(recall.error)
         self._index.transact(lambda txn: txn.set_local(pack_id, True))
 
 

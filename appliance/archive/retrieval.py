@@ -144,9 +144,12 @@ class Retrieval:
         """
         first = next(iter(wanted), None)
         delivered = 0
+        unreachable: AzekuraError | None = None
         if first is not None and self._is_away(first):
             # Nothing stands between the reader and the first image: no look at the others yet.
-            yield first, self._from_anywhere(first, None)
+            opened = self._from_anywhere(first, None)
+            unreachable = opened if isinstance(opened, CloudUnavailable) else None
+            yield first, opened
             delivered = 1
         rest = wanted[delivered:]
         gone = {pack_id for pack_id in _packs_away(rest) if not self._readers.get(pack_id)}
@@ -154,7 +157,7 @@ class Retrieval:
         away = [each for each in rest if not each.online and each.pack_id in gone]
         away.sort(key=lambda each: (each.pack_id, each.offset))
         coming = self._coming(away)
-        if away:
+        if away and unreachable is None:
             next(coming)
         for instance, dataset in self._from_disk(here):
             if isinstance(dataset, AzekuraError):
@@ -166,11 +169,19 @@ class Retrieval:
             fetch: PackFetch | AzekuraError | None = None
             pack_id = ""
             for instance in away:
+                if unreachable is not None:
+                    # One pack has waited for the line; the others do not wait again.
+                    yield instance, self._from_other_pack(instance) or unreachable
+                    continue
                 if instance.pack_id != pack_id:
                     pack_id, fetch = instance.pack_id, next(coming)
-                yield instance, self._from_anywhere(instance, fetch)
+                opened = self._from_anywhere(instance, fetch)
+                if isinstance(opened, CloudUnavailable):
+                    unreachable = opened
+                yield instance, opened
+            if unreachable is None:
+                self._hydrate_rest({each.study_instance_uid for each in wanted if not each.online})
         finally:
-            self._hydrate_rest({each.study_instance_uid for each in wanted if not each.online})
             self._touch(wanted)
 
     def _is_away(self, instance: Retrievable) -> bool:
@@ -195,17 +206,17 @@ class Retrieval:
 
     def _hydrate_rest(self, studies: set[str]) -> None:
         """Bring the other packs of studies that somebody looks at, behind what was wanted."""
-        if self._recaller is None:
+        if self._recaller is None or not studies:
             return
-        for study in studies:
-            with self._index.read() as view:
-                rows = study_packs(view, study)
-            for row in rows:
-                # The index may not know yet what has just come back.
-                gone = not row.local and self._readers.get(row.pack_id) is None
-                if row.cloud is not None and gone:
-                    with contextlib.suppress(AzekuraError, OSError):
-                        self._recaller.begin(row.pack_id, row.cloud, [])
+        behind = {}
+        with self._index.read() as view:
+            for study in studies:
+                for row in study_packs(view, study):
+                    # The index may not know yet what has just come back.
+                    gone = not row.local and self._readers.get(row.pack_id) is None
+                    if row.cloud is not None and gone:
+                        behind[row.pack_id] = row.cloud
+        self._recaller.follow(behind)
 
     def _touch(self, wanted: Sequence[Retrievable]) -> None:
         """Remember that packs were used; written at most every TOUCH_S, for eviction's order."""
@@ -292,15 +303,23 @@ class Retrieval:
         found = self._from_cloud(instance, fetch)
         if isinstance(found, Opened):
             return found
+        other = self._from_other_pack(instance)
+        if other is None and not isinstance(found, CloudUnavailable):
+            for copy in self._other_copies(instance):
+                wanted = [(copy.offset, copy.length)]
+                opened = self._from_cloud(copy, self._fetch(copy.pack_id, wanted))
+                if isinstance(opened, Opened):
+                    return opened
+        return other or found
+
+    def _from_other_pack(self, instance: Retrievable) -> Opened | None:
+        """Return the instance from another pack on this disk, if there is one."""
         for copy in self._other_copies(instance):
             if copy.online:
                 _, dataset = self._resolve(copy, self._open_local(copy))
                 if not isinstance(dataset, AzekuraError):
                     return Opened(dataset)
-            other = self._from_cloud(copy, self._fetch(copy.pack_id, [(copy.offset, copy.length)]))
-            if isinstance(other, Opened):
-                return other
-        return found
+        return None
 
     def _other_copies(self, instance: Retrievable) -> list[Retrievable]:
         """Return the same bytes in other packs, those on this disk first."""

@@ -23,6 +23,7 @@ from appliance.dicom.uid import is_big_endian, is_implicit
 from appliance.dimse.association import Association
 from appliance.dimse.commands import (
     COMPLETED_SUBOPERATIONS,
+    ERROR_COMMENT,
     FAILED_SUBOPERATIONS,
     REMAINING_SUBOPERATIONS,
     WARNING_SUBOPERATIONS,
@@ -32,6 +33,7 @@ from appliance.dimse.commands import (
 )
 from appliance.dimse.contexts import Context
 from appliance.dimse.query import Instance, Opened, Retriever
+from appliance.dimse.service import error_comment
 from appliance.dimse.transcode import TARGETS, Transcoder
 from appliance.foundation import log
 from appliance.foundation.errors import AssociationLost, AzekuraError, StorageFailed
@@ -74,6 +76,8 @@ class Progress:
         self.completed = 0
         self.warned = 0
         self.failed_uids: list[str] = []
+        self.reason = ""
+        """Why the first instance that could not be opened could not be: an Error Comment."""
         self._association = association
         self._command = command
         self._sent_monotonic_s = -PENDING_INTERVAL_MIN_S
@@ -159,13 +163,15 @@ class Progress:
         return final
 
     def _encode(self, code: int, *, with_dataset: bool = False) -> bytes:
-        counts = {
+        counts: dict[int, int | str] = {
             COMPLETED_SUBOPERATIONS: min(self.completed, COUNT_MAX),
             FAILED_SUBOPERATIONS: min(len(self.failed_uids), COUNT_MAX),
             WARNING_SUBOPERATIONS: min(self.warned, COUNT_MAX),
         }
         if code in (status.PENDING, status.CANCEL):
             counts[REMAINING_SUBOPERATIONS] = min(self.remaining, COUNT_MAX)
+        elif self.failed_uids and self.reason:
+            counts[ERROR_COMMENT] = self.reason
         return encode_response(self._command, code, with_dataset=with_dataset, extra=counts)
 
     @property
@@ -271,6 +277,7 @@ def perform(
                 return True
             if isinstance(opened, AzekuraError):
                 _log.warning("suboperation_not_opened", error=type(opened).__name__)
+                progress.reason = progress.reason or error_comment(opened)
                 outcome = FAILED
             else:
                 outcome = send(instance, opened.dataset)
