@@ -28,6 +28,11 @@ class Orthanc:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read() or b"null")
 
+    def delete(self, path: str) -> None:
+        request = urllib.request.Request(f"{self.url}{path}", method="DELETE")
+        with urllib.request.urlopen(request, timeout=60):
+            pass
+
     def answers(self) -> bool:
         try:
             self.get("/system")
