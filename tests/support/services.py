@@ -216,11 +216,11 @@ def store_scp(
 
 
 @contextlib.contextmanager
-def storescp(directory: pathlib.Path, *options: str) -> Iterator[int]:
-    """Run DCMTK's storescp; yield its port."""
-    program = shutil.which("storescp")
+def storescp(directory: pathlib.Path, *options: str, port: int = 0) -> Iterator[int]:
+    """Run DCMTK's storescp, on a free port unless one is given; yield it."""
+    program = shutil.which("storescp", path="/usr/bin:/usr/local/bin")
     assert program
-    port = free_port()
+    port = port or free_port()
     process = subprocess.Popen(
         [program, *options, "-od", str(directory), str(port)],
         stdout=subprocess.DEVNULL,
