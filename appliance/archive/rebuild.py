@@ -75,19 +75,25 @@ class _Rebuild:
         self._previous = FIRST_PREVIOUS
         self._lengths: dict[str, int] = {}
 
-    def restoring(self, work: Work) -> Work:
-        """Return the work such that a failed transaction leaves no trace in this object either."""
+    def restoring(self, work: Work, pack_id: str | None = None) -> Work:
+        """Return the work such that it begins from here each time it is called.
+
+        A transaction may fail as late as at its commit; it is then tried once more. `pack_id`: the
+        only pack of which the work reads; None for any.
+        """
+        counts = msgspec.structs.replace(self.counts)
+        sequence, previous = self._sequence, self._previous
+        lengths = (
+            dict(self._lengths) if pack_id is None else {pack_id: self._lengths.get(pack_id, 0)}
+        )
 
         def run(txn: WriteTransaction) -> None:
-            before = (
-                msgspec.structs.replace(self.counts), self._sequence, self._previous,
-                dict(self._lengths),
-            )  # fmt: skip
-            try:
-                work(txn)
-            except BaseException:
-                self.counts, self._sequence, self._previous, self._lengths = before
-                raise
+            self.counts = msgspec.structs.replace(counts)
+            self._sequence, self._previous = sequence, previous
+            if pack_id is None:
+                self._lengths.clear()
+            self._lengths.update(lengths)
+            work(txn)
 
         return run
 
@@ -108,6 +114,7 @@ class _Rebuild:
             txn.remember(self._node, sequence)
             self._sequence, self._previous = sequence, entry.header_sha256
             self.counts.entries += 1
+            self._advance(0)
 
     def _entry(self, sequence: int) -> Entry | None:
         """Return an entry from its local copy, else from the bucket; None behind the last.
@@ -133,7 +140,7 @@ class _Rebuild:
     def packs(self, transact: Callable[[Work], None]) -> None:
         """Apply every pack on disk, a transaction each."""
         for pack_id, path in self._on_disk():
-            transact(self.restoring(partial(self.pack, pack_id=pack_id, path=path)))
+            transact(self.restoring(partial(self.pack, pack_id=pack_id, path=path), pack_id))
 
     def rest(self, txn: WriteTransaction) -> None:
         """Apply what came since, and what went; no writer is at work."""
@@ -208,13 +215,14 @@ def rebuild(
     index: Index,
     node: str,
     identities: Sequence[Identity],
-    store: ObjectStore,
+    store: ObjectStore | None,
     advance: Callable[[float], None],
 ) -> Counts:
     """Build a new generation and switch to it; return what was read.
 
     Ledger entries come from their local copies, and from the bucket where the disk has none; with
-    the bucket out of reach the log ends where the disk's copies do.
+    the bucket out of reach, or without a store, the log ends where the disk's copies do. `advance`
+    may end the rebuild by an error of its own: nothing has changed then.
     Raises Damaged when the ledger does not hold together, Busy while another rebuild runs.
     """
     index.generations.prepare()
@@ -246,8 +254,10 @@ def _rebuild(
     return work.counts
 
 
-def _fetching(store: ObjectStore, node: str) -> Callable[[int], bytes | None]:
+def _fetching(store: ObjectStore | None, node: str) -> Callable[[int], bytes | None]:
     def fetch(sequence: int) -> bytes | None:
+        if store is None:
+            return None
         try:
             version = store.oldest_version(entry_key(node, sequence))
             return None if version is None else store.get(version.key, version.version_id)
