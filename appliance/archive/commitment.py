@@ -61,6 +61,11 @@ class Reached(msgspec.Struct, frozen=True):
     locked: bool
     hidden: bool = False
     damaged: bool = False
+    unknown_yet: bool = False
+
+
+NOT_KNOWN_YET = Reached("", local=False, cloud=False, locked=False, unknown_yet=True)
+"""For an instance of which an archive that is still reading cannot say whether it is there."""
 
 
 class Reference(msgspec.Struct, frozen=True):
@@ -465,6 +470,8 @@ def _judge(reference: Reference, reached: Reached | None, rung: str) -> int | No
     """Return 0 for reached, a Failure Reason for failed for good, None for not yet."""
     if reached is None or reached.hidden:
         return NO_SUCH_OBJECT_INSTANCE
+    if reached.unknown_yet:
+        return None
     if reached.sop_class_uid != reference.sop_class_uid:
         return CLASS_INSTANCE_CONFLICT
     if reached.damaged:

@@ -8,6 +8,7 @@ Invariants:
 - `indexed` is published only after the commit that holds everything answered up to it.
 - What an instance asks of others (a rejection note) is durable before the commit that makes the
   instance known: after a crash in between it is asked again.
+- Damage of the index itself ends it: what it follows was said of another index than the next one.
 - A file is open only while its pack grows: any number of packs may wait here for the cloud.
 """
 
@@ -21,7 +22,7 @@ from appliance.archive.rejection import note_rejection
 from appliance.archive.requests import RequestBox
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, to_microseconds
-from appliance.foundation.errors import Damaged, DatasetNotUnderstood
+from appliance.foundation.errors import Damaged, DatasetNotUnderstood, IndexDamaged
 from appliance.index.facts import InstanceFacts, PackFacts
 from appliance.index.index import Index
 from appliance.packs.durable import durable_path, read_durable_length
@@ -195,6 +196,8 @@ class Indexer:
             count = self._read_members(pack_id, followed, limit)
         except FileNotFoundError:
             return 0
+        except IndexDamaged:
+            raise  # it is not the pack's
         except (Damaged, OSError) as damage:
             cause = damage.cause if isinstance(damage, Damaged) else damage.strerror
             _log.error("pack_unreadable", pack=pack_id, cause=cause)

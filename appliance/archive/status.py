@@ -5,19 +5,27 @@ and the disk. Reading never disturbs a daemon.
 """
 
 import os
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
+from appliance.archive.index_condition import IndexCondition
 from appliance.archive.layout import Layout
 from appliance.config.model import Config
 from appliance.foundation.clock import Clock, to_microseconds
+from appliance.foundation.errors import IndexDamaged, UnsupportedFormat
 from appliance.foundation.files import FileSystem
 from appliance.index.index import Index
+from appliance.index.records import Totals
 
 STALE_S = 10.0
 DISTRUST_S = 86400.0
 RATE_LEAST_BYTES_PER_S = 1.0
+_FIGURES = (
+    "studies", "instances", "pending_instances", "pending_bytes", "oldest_pending_age_s",
+    "cached_bytes", "capacity_bytes", "time_to_full_s", "time_to_drain_s",
+)  # fmt: skip
 
 
 class UplinkStatus(msgspec.Struct):
@@ -63,10 +71,18 @@ def bucket_trusted(layout: Layout, clock: Clock) -> bool:
     return clock.now().timestamp() - said.at_s > DISTRUST_S
 
 
-def node_status(config: Config, layout: Layout, index: Index, clock: Clock) -> dict[str, Any]:
-    """Return the document of `status --json`: bytes, seconds, null for what is unknown."""
-    with index.read() as view:
-        counts = view.counts()
+def node_status(
+    config: Config, layout: Layout, index: Index, clock: Clock, condition: IndexCondition
+) -> dict[str, Any]:
+    """Return the document of `status --json`: bytes, seconds, null for what is unknown.
+
+    An index that can't be used leaves its figures unknown, and is the first of the problems.
+    """
+    try:
+        with index.read() as view:
+            counts = view.counts()
+    except (IndexDamaged, UnsupportedFormat):
+        counts = None
     now = clock.now()
     uplink = read_uplink_status(layout)
     alive = uplink is not None and now.timestamp() - uplink.at_s < STALE_S
@@ -79,29 +95,15 @@ def node_status(config: Config, layout: Layout, index: Index, clock: Clock) -> d
                 "hint": "Start azekura uplink; until then nothing reaches the cloud",
             }
         )
+    index_problem = condition.problem()
+    if index_problem is not None:
+        problems.insert(0, index_problem.document())
     rate = uplink.upload_rate_bytes_per_s if uplink is not None and alive else 0.0
-    oldest_us = counts.oldest_pending_us
     return {
         "node": config.node.name,
         "role": config.node.role,
         "link": uplink.link if uplink is not None and alive else "unknown",
-        "studies": counts.studies,
-        "instances": counts.instances,
-        "pending_instances": counts.pending_instances,
-        "pending_bytes": counts.pending_bytes,
-        "oldest_pending_age_s": (
-            round((to_microseconds(now) - oldest_us) / 1e6, 1) if oldest_us else None
-        ),
-        "cached_bytes": counts.cached_bytes,
-        "capacity_bytes": config.cache.capacity_bytes,
-        "time_to_full_s": _time_to_full_s(config, counts.pending_bytes, oldest_us, now, rate),
-        "time_to_drain_s": (
-            0.0
-            if not counts.pending_bytes
-            else round(counts.pending_bytes / rate, 1)
-            if rate >= RATE_LEAST_BYTES_PER_S
-            else None
-        ),
+        **_figures(config, counts, now, rate),
         "ledger_sequence": uplink.ledger_sequence if uplink is not None else 0,
         "upload_rate_bytes_per_s": round(rate, 1),
         "throttle_bytes_per_s": uplink.throttle_bytes_per_s if uplink is not None else None,
@@ -109,8 +111,27 @@ def node_status(config: Config, layout: Layout, index: Index, clock: Clock) -> d
     }
 
 
+def _figures(
+    config: Config, counts: Totals | None, now: datetime, rate_bytes_per_s: float
+) -> dict[str, Any]:
+    if counts is None:
+        return dict.fromkeys(_FIGURES) | {"capacity_bytes": config.cache.capacity_bytes}
+    oldest_us = counts.oldest_pending_us
+    age_s = round((to_microseconds(now) - oldest_us) / 1e6, 1) if oldest_us else None
+    pending_bytes = counts.pending_bytes
+    to_drain_s = 0.0 if not pending_bytes else None
+    if pending_bytes and rate_bytes_per_s >= RATE_LEAST_BYTES_PER_S:
+        to_drain_s = round(pending_bytes / rate_bytes_per_s, 1)
+    to_full_s = _time_to_full_s(config, pending_bytes, oldest_us, now, rate_bytes_per_s)
+    values = (
+        counts.studies, counts.instances, counts.pending_instances, pending_bytes, age_s,
+        counts.cached_bytes, config.cache.capacity_bytes, to_full_s, to_drain_s,
+    )  # fmt: skip
+    return dict(zip(_FIGURES, values, strict=True))
+
+
 def _time_to_full_s(
-    config: Config, pending_bytes: int, oldest_us: int, now: Any, rate_bytes_per_s: float
+    config: Config, pending_bytes: int, oldest_us: int, now: datetime, rate_bytes_per_s: float
 ) -> float | None:
     """Return when pending packs alone fill the cache at the present pace; None when never.
 

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from appliance.archive.applying import apply_record
 from appliance.archive.bucket_watch import BucketWatch
+from appliance.archive.index_condition import IndexCondition
 from appliance.archive.layout import Layout, pack_created_at, packs_in
 from appliance.archive.ledger import Ledger
 from appliance.archive.problem import Problem
@@ -37,6 +38,7 @@ from appliance.foundation.errors import (
     CloudMisconfigured,
     Damaged,
     ForeignWriter,
+    IndexDamaged,
     ObjectExists,
     StorageFailed,
 )
@@ -79,9 +81,11 @@ class Uplink:
         software: str,
         on_fatal: Callable[[StorageFailed], None],
         bucket: BucketWatch | None = None,
+        condition: IndexCondition | None = None,
     ) -> None:
-        """`bucket`: what is known of it; without one it is taken for fit."""
+        """`bucket`, `condition`: what is known of bucket and index; without one it is sound."""
         self._bucket = bucket
+        self._condition = condition
         self._files = files
         self._clock = clock
         self._layout = layout
@@ -180,10 +184,18 @@ class Uplink:
     def _run_scan(self) -> None:
         while not self._stop.is_set():
             self._seal_closed()
-            # What the ledger names already is known only once the index has all of it.
-            if self._ledger_ready.is_set():
-                self._find_pending()
+            try:
+                if self._knows_all:
+                    self._find_pending()
+            except IndexDamaged as error:
+                _log.error("index_damaged", cause=error.cause)
             self._clock.wait(self._stop, SCAN_S)
+
+    @property
+    def _knows_all(self) -> bool:
+        """Whether the index has all that the ledger names: else it would be uploaded again."""
+        whole = self._condition is None or self._condition.incomplete() is None
+        return self._ledger_ready.is_set() and whole
 
     def _seal_closed(self) -> None:
         for pack_id in packs_in(self._layout.closed):
@@ -234,10 +246,10 @@ class Uplink:
 
     def _upload_one(self, lane: int, pack_id: str, backoff: Backoff) -> float:
         """Upload a pack and queue its record; return how long to wait before the next."""
-        if self._is_verified(pack_id):
-            self._give_back(pack_id)
-            return 0.0
         try:
+            if self._is_verified(pack_id):
+                self._give_back(pack_id)
+                return 0.0
             sealed = seal(self._files, self._layout.sealed_path(pack_id))
             record = self._upload.upload(pack_id, sealed, Lane(lane))
         except StorageFailed:
@@ -253,7 +265,7 @@ class Uplink:
         except (AzekuraError, OSError) as error:
             found = as_error(error, f"pack {pack_id}")
             self._report(f"pack:{pack_id}", found)
-            if not found.retry:
+            if not found.retry and not isinstance(found, IndexDamaged):
                 return 0.0  # it stays in work: tried again after a restart only
             self._give_back(pack_id)
             return backoff.next_delay_s()
@@ -271,11 +283,7 @@ class Uplink:
     def _take(self) -> tuple[int, str] | None:
         with self._work:
             while not self._stop.is_set():
-                ready = (
-                    self._ledger_ready.is_set()
-                    and "ledger" not in self._problems
-                    and self._may_send
-                )
+                ready = self._knows_all and "ledger" not in self._problems and self._may_send
                 if self._waiting and ready:
                     pack_id = min(self._waiting, key=lambda each: self._waiting[each])
                     lane, _ = self._waiting.pop(pack_id)

@@ -114,7 +114,7 @@ def _of_data(
     return [
         Check("disk_space", lambda: _disk_space(config, files, layout)),
         Check("flush_time", lambda: check_flush_time(files, layout.data_dir)),
-        Check("index", lambda: check_index(files, layout.index)),
+        Check("index", lambda: check_index(files, layout.index, _index_problem(clock, layout))),
         Check(
             "receive",
             lambda: check_daemon(
@@ -140,6 +140,14 @@ def _of_data(
         Check("pending", lambda: _pending(config, clock, files, layout)),
         Check("set_aside", lambda: check_set_aside(layout.set_aside)),
     ]  # fmt: skip
+
+
+def _index_problem(clock: "Clock", layout: "Layout") -> dict[str, str] | None:
+    from appliance.archive.index_condition import IndexCondition
+    from appliance.foundation.files import FileSystem
+
+    problem = IndexCondition(FileSystem(), clock, layout).problem()
+    return problem.document() if problem is not None else None
 
 
 def _disk_space(config: "Config", files: "FileSystem", layout: "Layout") -> "Findings":

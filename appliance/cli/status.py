@@ -13,8 +13,9 @@ POLL_S = 0.3
 def _document(call: invocation.Invocation) -> dict[str, Any]:
     from appliance.archive.status import node_status
 
-    with call.parts() as parts:
-        return node_status(call.config, parts.layout, parts.index, parts.clock)
+    with call.parts(open_index=False) as parts:
+        parts.try_index()
+        return node_status(call.config, parts.layout, parts.index, parts.clock, parts.condition)
 
 
 def _text(found: dict[str, Any]) -> str:
@@ -24,6 +25,9 @@ def _text(found: dict[str, Any]) -> str:
         value = found[key]
         return unknown if value is None else format_duration(value)
 
+    if found["studies"] is None:
+        problems = [f"problem   {each['sentence']}" for each in found["problems"]]
+        return "\n".join([f"{found['node']} ({found['role']}), link {found['link']}", *problems])
     throttle = found["throttle_bytes_per_s"]
     pending = format_size(found["pending_bytes"])
     cached, capacity = format_size(found["cached_bytes"]), format_size(found["capacity_bytes"])
@@ -52,6 +56,12 @@ def status(context: typer.Context) -> None:
     raise typer.Exit(exit_codes.FAULT if found["problems"] else exit_codes.OK)
 
 
+def _all_verified(found: dict[str, Any]) -> bool:
+    """Tell whether nothing is pending; an index that does not know everything can't say so."""
+    whole = all(each["condition"] != "index" for each in found["problems"])
+    return whole and found["pending_instances"] == 0
+
+
 def drain(
     context: typer.Context,
     timeout: Annotated[
@@ -75,21 +85,28 @@ def drain(
     with call.parts() as parts:
         freshness = Freshness(parts.layout)
         fresh = freshness.wait()
-        found = node_status(call.config, parts.layout, parts.index, parts.clock)
+        found = node_status(call.config, parts.layout, parts.index, parts.clock, parts.condition)
         total = found["pending_instances"]
         with call.output.progress("instances", total) as advance:
             done = 0
-            while found["pending_instances"] or not fresh:
+            while not (fresh and _all_verified(found)):
                 if time.monotonic() > end_s:
                     break
                 time.sleep(POLL_S)
                 fresh = freshness.wait(POLL_S)
-                found = node_status(call.config, parts.layout, parts.index, parts.clock)
-                advance(max(0, total - found["pending_instances"] - done))
-                done = max(done, total - found["pending_instances"])
-    left = found["pending_instances"]
-    if left or not fresh:
-        text = f"{left} instances, {format_size(found['pending_bytes'])}, are still pending"
+                found = node_status(
+                    call.config, parts.layout, parts.index, parts.clock, parts.condition
+                )
+                left = found["pending_instances"]
+                if total is not None and left is not None:
+                    advance(max(0, total - left - done))
+                    done = max(done, total - left)
+    if not (fresh and _all_verified(found)):
+        left = found["pending_instances"]
+        size = format_size(found["pending_bytes"] or 0)
+        text = f"{left} instances, {size}, are still pending"
+        if left is None:
+            text = "what is still pending is not known"
         text += "".join(f"\n{each['sentence']}" for each in found["problems"])
         call.output.result(found, text)
         raise typer.Exit(exit_codes.FAULT)

@@ -233,7 +233,7 @@ class Demo:
         try:
             end_s = time.monotonic() + VERIFIED_S
             while not stop.is_set():
-                found = node_status(config, parts.layout, parts.index, parts.clock)
+                found = node_status(config, parts.layout, parts.index, parts.clock, parts.condition)
                 if found["instances"] and not found["pending_instances"]:
                     return found
                 if time.monotonic() > end_s:

@@ -5,13 +5,15 @@ Owns no decision; it only puts parts together. Each process makes its own.
 
 from collections.abc import Sequence
 
-from appliance.archive.commitment import Reached
+from appliance.archive.commitment import NOT_KNOWN_YET, Reached
+from appliance.archive.index_condition import IndexCondition
 from appliance.archive.layout import Layout
 from appliance.archive.rungs import reached
 from appliance.archive.space import Space
 from appliance.archive.status import bucket_trusted
 from appliance.config.model import Config
 from appliance.foundation.clock import Clock, SystemClock
+from appliance.foundation.errors import IndexDamaged, UnsupportedFormat
 from appliance.foundation.files import FileSystem
 from appliance.index.index import Index
 from appliance.remote.s3 import S3Store
@@ -30,10 +32,19 @@ class Parts:
         self.clock: Clock = SystemClock()
         self.layout = Layout(config.node.data_dir)
         self.layout.create(self.files)
-        self.index = Index(self.files, self.layout.index)
+        self.condition = IndexCondition(self.files, self.clock, self.layout)
+        self.index = Index(self.files, self.layout.index, on_damage=self.condition.note_damage)
         if open_index:
             self.index.open()
         self.throttle = Throttle(config.cloud.throttle, config.node.zone, self.clock)
+
+    def try_index(self) -> bool:
+        """Open the index if it can be used; one that can't is made anew by the indexer."""
+        try:
+            self.index.open()
+        except (IndexDamaged, UnsupportedFormat):
+            return False
+        return True
 
     def space(self) -> Space:
         """Return the disk space of this node, measured now."""
@@ -64,11 +75,16 @@ class Parts:
     def reached(self, sop_instance_uids: Sequence[str]) -> dict[str, Reached]:
         """Return the rung that each instance has reached: the lookup of the commitment book.
 
-        An instance of which several versions were received counts by its newest.
+        An instance of which several versions were received counts by its newest. While the index
+        is not whole, what it does not know is waited for.
         """
         trusted = bucket_trusted(self.layout, self.clock)
+        whole = self.condition.incomplete() is None
         with self.index.read() as view:
-            return reached(view, sop_instance_uids, bucket_trusted=trusted)
+            found = reached(view, sop_instance_uids, bucket_trusted=trusted)
+        if not whole:
+            found = dict.fromkeys(sop_instance_uids, NOT_KNOWN_YET) | found
+        return found
 
     def close(self) -> None:
         """Close the index."""

@@ -61,8 +61,11 @@ def run(
         dicom = config.dicom.model_copy(update={"port": port})
         config = config.model_copy(update={"dicom": dicom})
     with contextlib.ExitStack() as stack:
-        parts = Parts(config)
+        parts = Parts(config, open_index=False)
         stack.callback(parts.close)
+        # An index that can't be used keeps nothing from being received; the indexer makes it anew.
+        if not parts.try_index():
+            _log.error("index_unusable")
         retrieval = Retrieval(parts.clock, parts.layout, parts.index, _recaller(parts))
         stack.callback(retrieval.close)
         ingest = Ingest(

@@ -37,6 +37,7 @@ NICE = 5  # receiving goes first when the processor is short
 CONTROL_S = 0.2
 STATUS_S = 1.0
 BUCKET_S = 1.0
+INDEX_WAIT_S = 2.0
 EVICT_S = 5.0
 RECOVER_S = 10.0
 
@@ -50,10 +51,14 @@ def run(config: Config, config_path: str) -> int:
     running = Running()
     running.install()
     os.nice(NICE)
-    parts = Parts(config)
+    parts = Parts(config, open_index=False)
     flock = FileLock(os.path.join(parts.layout.state, "uplink.lock"))
     flock.acquire()
     try:
+        while not parts.try_index():
+            _log.error("index_unusable")
+            if parts.clock.wait(running.stop, INDEX_WAIT_S):
+                return running.exit_code
         daemon = _Uplink(parts, config_path, running)
         daemon.start()
         notify("READY=1")
@@ -97,7 +102,7 @@ class _Uplink:
         )  # fmt: skip
         self._uplink = Uplink(
             parts.files, parts.clock, parts.layout, parts.index, ledger, upload,
-            f"azekura {__version__}", self._fatal, self._bucket,
+            f"azekura {__version__}", self._fatal, self._bucket, parts.condition,
         )  # fmt: skip
         self._evictor = Evictor(
             parts.files, parts.clock, parts.layout, parts.index, store, space, pins,

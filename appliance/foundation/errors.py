@@ -13,6 +13,7 @@ AzekuraError
 ├── OutOfSpace                 the reserve would be touched, or the disk is full       0xA700
 ├── StorageFailed              the disk failed a write or a flush: the daemon stops
 ├── Damaged                    stored bytes are not what was stored
+│   └── IndexDamaged           the index's own: nothing is lost, it is made anew
 ├── KeyUnavailable             an identity or a signing key cannot be read
 ├── DecryptionFailed           no identity opens it, or its authentication fails
 ├── PeerError                  another application entity
@@ -112,6 +113,10 @@ class StorageFailed(AzekuraError):
 
 class Damaged(AzekuraError):
     """Stored bytes are not what was stored."""
+
+
+class IndexDamaged(Damaged):
+    """What the index stored is not what it holds: it is set aside and made anew."""
 
 
 class KeyUnavailable(AzekuraError):

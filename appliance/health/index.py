@@ -1,5 +1,7 @@
 """Whether the index opens, has a format that this release knows, and can be read."""
 
+from collections.abc import Mapping
+
 from appliance.foundation.errors import AzekuraError, Damaged, UnsupportedFormat
 from appliance.foundation.files import FileSystem
 from appliance.health.check import Findings, error, failed, ok, warning
@@ -8,8 +10,13 @@ from appliance.index.index import Index
 CONDITION = "index"
 
 
-def check_index(files: FileSystem, directory: str) -> Findings:
-    """Open the current generation and count what it has."""
+def check_index(
+    files: FileSystem, directory: str, noted: Mapping[str, str] | None = None
+) -> Findings:
+    """Open the current generation and count what it has.
+
+    `noted`: `sentence` and `hint` of what the daemons know against it, while they do.
+    """
     index = Index(files, directory)
     if index.generations.mark() is None:
         return [
@@ -31,6 +38,8 @@ def check_index(files: FileSystem, directory: str) -> Findings:
         return [failed(CONDITION, cause)]
     finally:
         index.close()
+    if noted is not None:
+        return [error(CONDITION, noted["sentence"], noted["hint"])]
     return [
         ok(
             CONDITION,

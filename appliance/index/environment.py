@@ -4,7 +4,10 @@ It knows tables by number and bytes by name, no records. Invariants:
 - A process opens an environment once (LMDB allows no more); further opens of the same directory
   share it.
 - Every lmdb error leaves as one of ours: a full map or disk is OutOfSpace, a failed flush
-  StorageFailed, unreadable pages Damaged.
+  StorageFailed, unreadable pages IndexDamaged.
+- A data file that has lost most of its length is refused: touching a page behind its end kills the
+  process. (Pages that were freed in the transaction that made them are never written, so that the
+  exact length is not known.)
 - The map grows only while no transaction of this process is open.
 """
 
@@ -17,8 +20,8 @@ from typing import Any, Final, NoReturn
 import lmdb
 
 from appliance.foundation import log
-from appliance.foundation.errors import AzekuraError, Damaged, OutOfSpace, StorageFailed
-from appliance.index.schema import REBUILD_HINT, Table
+from appliance.foundation.errors import AzekuraError, IndexDamaged, OutOfSpace, StorageFailed
+from appliance.index.schema import REBUILD_HINT, Table, damaged
 
 MAP_SIZE: Final = 1 << 40
 """Bytes of address space asked for; halved until the kernel grants it."""
@@ -48,7 +51,7 @@ def translated(cause: lmdb.Error, path: str) -> AzekuraError:
     if isinstance(cause, lmdb.ReadersFullError):
         return OutOfSpace("read the index", path, f"all {READERS_MAX} reader slots are taken")
     if isinstance(cause, _BROKEN):
-        return Damaged("open a page of the index", path, str(cause), REBUILD_HINT)
+        return IndexDamaged("open a page of the index", path, str(cause), REBUILD_HINT)
     if cause.code in _FULL or isinstance(cause, lmdb.DiskError):
         return OutOfSpace("write the index", path, str(cause), "Free space on the index disk")
     return StorageFailed("use the index", path, str(cause), "Check the disk")
@@ -80,6 +83,7 @@ class Environment:
         self._waiting = 0
         self._env = _open(directory, map_size)
         try:
+            self._check_length()
             self.tables: list[Any] = [
                 self._env.open_db(table.name.lower().encode()) for table in Table
             ]
@@ -88,7 +92,15 @@ class Environment:
         except lmdb.Error as cause:
             self._env.close()
             raise_translated(cause, directory)
+        except IndexDamaged:
+            self._env.close()
+            raise
         self.identity = (found.st_dev, found.st_ino)
+
+    def _check_length(self) -> None:
+        wanted = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        if 2 * self.used_bytes() < wanted:
+            raise damaged(self.directory, "its data file is cut short")
 
     def begin(self, *, write: bool) -> Any:
         """Return an lmdb transaction, to be given back with `end`."""

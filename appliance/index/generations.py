@@ -4,6 +4,7 @@
     index/switch.lock               shared by writers, exclusive for a switch
     index/<generation>/data.mdb     LMDB
     index/<generation>/users.lock   shared by every process that has it open
+    index/damaged-<generation>/     the last one that was set aside, for whoever wants to look
 
 Invariants:
 - `current` names a generation that was complete when it was named.
@@ -12,6 +13,7 @@ Invariants:
 - A generation is removed only under its `users.lock`, exclusive, and never the current one.
 """
 
+import contextlib
 import os
 import re
 from typing import Final
@@ -19,10 +21,12 @@ from typing import Final
 from appliance.foundation.errors import Busy
 from appliance.foundation.files import FileLock, FileSystem
 from appliance.index.environment import ENVIRONMENTS, MAP_SIZE, Environment
+from appliance.index.schema import damaged
 
 _CURRENT = "current"
 _SWITCH_LOCK = "switch.lock"
 _USERS_LOCK = "users.lock"
+_DAMAGED: Final = "damaged-"
 _FILES: Final = ("data.mdb", "lock.mdb")
 _NAME = re.compile(r"[0-9]{12}")
 
@@ -39,7 +43,10 @@ class OpenGeneration:
         self.name = name
         self.blocks = 0
         self._users = FileLock(os.path.join(directory, name, _USERS_LOCK))
-        self._users.acquire(shared=True, wait=True)
+        try:
+            self._users.acquire(shared=True, wait=True)
+        except OSError as cause:
+            raise damaged(name, f"the generation can't be opened: {cause.strerror}") from cause
         try:
             self.environment: Environment = ENVIRONMENTS.acquire(
                 os.path.join(directory, name), map_size
@@ -84,9 +91,12 @@ class Generations:
         return found.st_ino, found.st_mtime_ns
 
     def current(self) -> str:
-        """Return the name of the current generation."""
-        with open(self._pointer, encoding="ascii") as file:
-            return file.read().strip()
+        """Return the name of the current generation, "" when none is named."""
+        try:
+            with open(self._pointer, encoding="ascii") as file:
+                return file.read().strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
 
     def names(self) -> list[str]:
         """Return the names of all generations, oldest first."""
@@ -94,7 +104,9 @@ class Generations:
 
     def create(self) -> str:
         """Make an empty generation and return its name."""
-        number = max((int(name) for name in self.names()), default=0) + 1
+        # The current one counts even where its folder is lost: its name is not given twice.
+        taken = [name for name in (*self.names(), self.current()) if _NAME.fullmatch(name)]
+        number = max(map(int, taken), default=0) + 1
         name = f"{number:012d}"
         self._files.make_directory(os.path.join(self.directory, name))
         return name
@@ -107,6 +119,21 @@ class Generations:
         """Make a generation the current one, durable. The caller holds the gate."""
         self._files.fsync_directory(os.path.join(self.directory, name))
         self._files.write_atomic(self._pointer, name.encode())
+
+    def set_aside(self, name: str) -> None:
+        """Put a generation that is no longer current out of the way; an earlier such one goes."""
+        for old in os.listdir(self.directory):
+            if old.startswith(_DAMAGED):
+                with contextlib.suppress(OSError):
+                    self._remove_files(os.path.join(self.directory, old))
+        path = os.path.join(self.directory, name)
+        if _NAME.fullmatch(name) and os.path.isdir(path):
+            self._files.rename(path, os.path.join(self.directory, _DAMAGED + name))
+
+    def _remove_files(self, path: str) -> None:
+        for file in (*_FILES, _USERS_LOCK):
+            self._files.unlink(os.path.join(path, file))
+        os.rmdir(path)
 
     def remove_unused(self) -> list[str]:
         """Remove the generations before the current one that nobody has open; return them."""
@@ -122,9 +149,7 @@ class Generations:
             except (Busy, FileNotFoundError):
                 continue
             try:
-                for file in (*_FILES, _USERS_LOCK):
-                    self._files.unlink(os.path.join(path, file))
-                os.rmdir(path)
+                self._remove_files(path)
                 removed.append(name)
             finally:
                 lock.release()

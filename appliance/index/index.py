@@ -1,7 +1,7 @@
 """The index: one current generation, read and written in transactions, replaced by a rebuild.
 
 Nothing lives only here: the index is made again from ledgers and packs. It decides nothing and
-opens no pack. Invariants:
+opens no pack; whoever meets damage in it is told by an error, and `on_damage` besides. Invariants:
 - A transaction sees one generation; the next one sees whichever is current then.
 - A read transaction lasts as long as one call or one short block; searches cut theirs.
 """
@@ -17,7 +17,13 @@ from typing import Any, Final, Self, TypeVar
 from appliance.dicom.attributes import Level
 from appliance.dicom.matching import Matcher
 from appliance.foundation import log
-from appliance.foundation.errors import OutOfSpace, StorageFailed
+from appliance.foundation.errors import (
+    AzekuraError,
+    IndexDamaged,
+    OutOfSpace,
+    StorageFailed,
+    UnsupportedFormat,
+)
 from appliance.foundation.files import FileSystem
 from appliance.index.contexts import ContextCache
 from appliance.index.environment import MAP_SIZE, MapFull, Transaction, raise_if_lmdb
@@ -68,7 +74,10 @@ class ReadBlock:
             environment.end(self._transaction)
         finally:
             self._index.leave(self._generation)
-        raise_if_lmdb(cause, environment.directory)
+        if isinstance(cause, IndexDamaged):
+            self._index.tell_damage(self._generation.name, cause)
+        with self._index.watching(self._generation.name):
+            raise_if_lmdb(cause, environment.directory)
 
 
 class Filling:
@@ -101,7 +110,16 @@ class Index:
     Threads: any; `_lock` guards which generation is open and how many blocks use it.
     """
 
-    def __init__(self, files: FileSystem, directory: str, *, map_size: int = MAP_SIZE) -> None:
+    def __init__(
+        self,
+        files: FileSystem,
+        directory: str,
+        *,
+        map_size: int = MAP_SIZE,
+        on_damage: Callable[[str, AzekuraError], None] | None = None,
+    ) -> None:
+        """`on_damage` is told of the generation that can't be used, and why, before the caller."""
+        self._on_damage = on_damage
         self._files = files
         self.generations = Generations(files, directory, map_size)
         self.cache = ContextCache()
@@ -113,12 +131,26 @@ class Index:
     def open(self) -> Self:
         """Open the current generation, making a first one if there is none.
 
-        Damaged or UnsupportedFormat when it cannot be used: a rebuild makes a new one.
+        IndexDamaged or UnsupportedFormat when it cannot be used: a rebuild makes a new one.
         """
         self.generations.prepare()
         self.leave(self.enter())
         self.generations.remove_unused()
         return self
+
+    @contextlib.contextmanager
+    def watching(self, generation: str) -> Iterator[None]:
+        """Tell `on_damage` of damage that leaves the block. For the blocks above and below."""
+        try:
+            yield
+        except (IndexDamaged, UnsupportedFormat) as error:
+            self.tell_damage(generation, error)
+            raise
+
+    def tell_damage(self, generation: str, error: AzekuraError) -> None:
+        """Tell whoever wants to know that a generation can't be used."""
+        if self._on_damage is not None:
+            self._on_damage(generation, error)
 
     def close(self) -> None:
         """Close the generation as soon as no block uses it."""
@@ -161,14 +193,16 @@ class Index:
                 generation.close()
 
     def _follow(self, mark: Mark | None) -> None:
-        if mark is None:
-            raise damaged("current", "the pointer to the generation is missing")
-        fresh = self.generations.open(self.generations.current())
-        try:
-            stamp_or_check(fresh.environment)
-        except BaseException:
-            fresh.close()
-            raise
+        name = self.generations.current()
+        with self.watching(name):
+            if mark is None:
+                raise damaged("current", "the pointer to the generation is missing")
+            fresh = self.generations.open(name)
+            try:
+                stamp_or_check(fresh.environment)
+            except BaseException:
+                fresh.close()
+                raise
         old, self._open, self._mark = self._open, fresh, mark
         if old is not None:
             log.get("index").info("index_generation_followed", generation=fresh.name)
@@ -190,9 +224,10 @@ class Index:
         with self.generations.gate().holding(shared=True):
             generation = self.enter()
             try:
-                self._keep_house(generation)
-                with _writing(self._files, generation, self.cache) as transaction:
-                    yield transaction
+                with self.watching(generation.name):
+                    self._keep_house(generation)
+                    with _writing(self._files, generation, self.cache) as transaction:
+                        yield transaction
             finally:
                 self.leave(generation)
 
@@ -240,6 +275,21 @@ class Index:
         return Query(self.read, level, matchers, limit, wanted).answers()
 
     # rebuilding
+
+    def set_aside(self, generation: str, before: Callable[[str], None]) -> bool:
+        """Make an empty generation the current one in place of that one; False if it is not.
+
+        `before` is called with the new one's name before anybody can see it.
+        """
+        with self.generations.gate().holding():
+            if self.generations.current() != generation:
+                return False
+            fresh = self.generations.create()
+            before(fresh)
+            self.generations.point_to(fresh)
+            self.generations.set_aside(generation)
+        log.get("index").error("index_set_aside", generation=generation)
+        return True
 
     def new_generation(self) -> Filling:
         """Return an empty generation to fill with the same calls."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from appliance.foundation.errors import Damaged
+from appliance.foundation.errors import IndexDamaged
 from appliance.index.facts import CloudFacts
 
 FORMAT_VERSION: Final = 1
@@ -221,13 +221,13 @@ def seal_value(key: bytes, body: bytes) -> bytes:
 
 
 def open_value(table: Table, key: bytes, value: bytes) -> bytes:
-    """Return the record's bytes; Damaged when they are not what was stored under `key`."""
+    """Return the record's bytes; IndexDamaged when they are not what was stored under `key`."""
     body = value[:-CRC_LENGTH]
     if zlib.crc32(body, zlib.crc32(key)).to_bytes(CRC_LENGTH, "little") != value[-CRC_LENGTH:]:
         raise damaged(table.name.lower(), "a record's checksum does not hold")
     return body
 
 
-def damaged(subject: str, cause: str) -> Damaged:
+def damaged(subject: str, cause: str) -> IndexDamaged:
     """Return the error for a record that cannot be what was stored."""
-    return Damaged("read the index", subject, cause, REBUILD_HINT)
+    return IndexDamaged("read the index", subject, cause, REBUILD_HINT)

@@ -231,6 +231,9 @@ def test_an_index_that_opens_is_ok_and_a_damaged_one_is_an_error(tmp_path: Path)
     name = index.generation
     index.close()
     assert severities(check_index(FileSystem(), directory)) == [Severity.OK]
+    noted = {"sentence": "it is being made anew", "hint": "wait"}
+    (found,) = check_index(FileSystem(), directory, noted)
+    assert (found.severity, found.sentence) == (Severity.ERROR, "it is being made anew")
     data = Path(directory, name, "data.mdb")
     data.write_bytes(b"\xff" * data.stat().st_size)
     (found,) = check_index(FileSystem(), directory)
