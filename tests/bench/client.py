@@ -72,11 +72,16 @@ def find(association: Association, keys: Mapping[int, str]) -> tuple[int, float]
         count += 1
 
 
+def send_get(association: Association, study: str) -> None:
+    """Ask for a study; what comes is the caller's to read."""
+    _request(association, uid.STUDY_ROOT_GET, C_GET_RQ, {0x00080052: "STUDY", 0x0020000D: study})
+
+
 def get(port: int, study: str) -> tuple[int, float, float]:
     """Return instances received by C-GET, seconds to the first and to the end."""
     association = connect(port)
     started_s = time.perf_counter()
-    _request(association, uid.STUDY_ROOT_GET, C_GET_RQ, {0x00080052: "STUDY", 0x0020000D: study})
+    send_get(association, study)
     count, first_s = 0, 0.0
     while True:
         command = association.read_command(120)
