@@ -14,7 +14,18 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from appliance import __version__
-from appliance.cli import config, demo, doctor, exit_codes, key, serve, status, study, verify
+from appliance.cli import (
+    config,
+    demo,
+    doctor,
+    exit_codes,
+    key,
+    replace,
+    serve,
+    status,
+    study,
+    verify,
+)
 from appliance.cli.invocation import DEFAULT_CONFIG_PATH, Invocation
 from appliance.cli.output import Output
 from appliance.foundation.errors import AzekuraError
@@ -35,7 +46,7 @@ app.add_typer(key.app, name="key")
 app.add_typer(study.app, name="study")
 for command in (
     serve.serve, serve.receive, serve.uplink, demo.demo, status.status, status.drain,
-    doctor.doctor, verify.verify, verify.rebuild_index, verify.recover,
+    doctor.doctor, verify.verify, verify.rebuild_index, verify.recover, replace.replace,
 ):  # fmt: skip
     app.command()(command)
 

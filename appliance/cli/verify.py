@@ -67,10 +67,18 @@ def rebuild_index(context: typer.Context) -> None:
             parts.layout, parts.index, call.config.node.name, parts.identities(),
             parts.store(), advance,
         )  # fmt: skip
+        with parts.index.read() as view:
+            held = view.counts()
     call.output.result(
-        {"entries": counts.entries, "packs": counts.packs, "instances": counts.instances},
-        f"index rebuilt: {counts.instances} instances in {counts.packs} packs, "
-        f"{counts.entries} ledger entries",
+        {
+            "entries": counts.entries,
+            "packs": counts.packs,
+            "instances": counts.instances,
+            "index": {"studies": held.studies, "instances": held.instances},
+        },
+        f"the new index holds {held.studies} studies, {held.instances} instances; read were "
+        f"{counts.entries} ledger entries and, on this disk, {counts.instances} instances in "
+        f"{counts.packs} packs",
     )
 
 
