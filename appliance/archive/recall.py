@@ -238,16 +238,16 @@ def check_pack(path: str, limit: int | None = None) -> None:
 
 
 def clear_abandoned(files: FileSystem, layout: Layout) -> None:
-    """Remove the part files that no living process fills."""
-    for name in os.listdir(layout.recalled):
-        if not name.endswith(".part"):
-            continue
+    """Remove the part files, and their locks, that no living process holds."""
+    parts = {name.removesuffix(".lock") for name in os.listdir(layout.recalled)}
+    for name in sorted(parts):
         path = os.path.join(layout.recalled, name)
         flock = FileLock(f"{path}.lock")
         try:
             flock.acquire()
         except Busy:
             continue
-        files.unlink(path)
-        files.unlink(f"{path}.lock")
+        if flock.is_current:
+            files.unlink(path)
+            files.unlink(flock.path)
         flock.release()
