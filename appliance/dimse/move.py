@@ -6,11 +6,13 @@ Owns the way to the destination. Must not decide what is selected. Invariants:
 - The destination is called when the first instance is at hand, not before: a recall may take
   longer than a destination waits.
 - A dead destination costs one attempt and one retry, each of bounded time, for the whole
-  operation; what is left then fails at once, without being fetched.
+  operation; what is left then fails at once, without being fetched. One that ends associations at
+  single instances, as DCMTK does at a dataset of odd length, gets the others.
 """
 
 import contextlib
 import ssl
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +30,7 @@ from appliance.dimse.suboperations import FAILED, InstanceSender, Progress, perf
 from appliance.dimse.transcode import TARGETS, Transcoder
 from appliance.foundation import log
 from appliance.foundation.errors import (
+    AssociationLost,
     LimitExceeded,
     NotFound,
     PeerError,
@@ -36,6 +39,9 @@ from appliance.foundation.errors import (
 
 CONTEXTS_MAX = 128
 ATTEMPTS_MAX = 2
+BREAKS_MAX = 16
+BREAK_MAX_S = 10.0
+"""An association that ends within this was ended by the instance; later, by a peer that hangs."""
 INSTANCES_MAX = 1_000_000
 
 _log = log.get("dimse")
@@ -66,8 +72,10 @@ def plan_contexts(wanted: Sequence[Instance]) -> list[list[Proposal]]:
 class Leg:
     """One association to the destination, opened when first needed and once more when lost.
 
-    Owned by the thread of the C-MOVE. Invariant: `attempts_left` only falls; at 0 with no
-    association everything fails.
+    Owned by the thread of the C-MOVE. Invariants:
+    - At 0 `attempts_left` with no association everything fails.
+    - An instance at which two associations end at once fails alone: the destination lives, and is
+      called again for the next one. `breaks_left` only falls; it says how often.
     """
 
     def __init__(self, call: "Call", proposals: Sequence[Proposal], transcoder: Transcoder) -> None:
@@ -77,6 +85,7 @@ class Leg:
         self._association: Association | None = None
         self._sender: InstanceSender | None = None
         self.attempts_left = ATTEMPTS_MAX
+        self.breaks_left = BREAKS_MAX
 
     @property
     def dead(self) -> bool:
@@ -85,7 +94,9 @@ class Leg:
 
     def send(self, instance: Instance, dataset: Dataset) -> str:
         """Send one instance and return its outcome."""
+        broken_count = 0
         while self._sender is not None or self.attempts_left:
+            started_s = time.monotonic()
             try:
                 sender = self._sender or self._open()
                 return sender.send(instance, dataset)
@@ -94,7 +105,13 @@ class Leg:
                 self._log(error)
             except PeerError as error:
                 self._log(error)
+                quickly = time.monotonic() - started_s < BREAK_MAX_S
+                broken_count += quickly and isinstance(error, AssociationLost)
             self._drop()
+            if broken_count == ATTEMPTS_MAX and self.breaks_left:
+                self.breaks_left -= 1
+                self.attempts_left = ATTEMPTS_MAX
+                break
         return FAILED
 
     def _open(self) -> InstanceSender:

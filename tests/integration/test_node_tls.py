@@ -13,7 +13,7 @@ from tests.support.certificates import Authority, tls_arguments
 from tests.support.node import Node, free_port, run_tool
 from tests.support.running_node import running_node
 from tests.support.s3_fixture import s3_bucket, s3_server  # noqa: F401
-from tests.support.services import storescp, wait_for
+from tests.support.services import storescp
 
 SETTINGS = """
 [dicom.tls]
@@ -82,8 +82,9 @@ def test_tls_stores_and_keeps_whose_certificate_it_was(hospital: Hospital) -> No
     output = hospital.send(CT, *tls_arguments(hospital.peer))
     assert "Received Store Response (Success)" in output
     study = pydicom.dcmread(CT).StudyInstanceUID
-    found = wait_for(lambda: hospital.node.json("study", "show", study))
-    (row,) = found["instances"]
+    # a query waits for what was answered; the command line shows what is indexed
+    hospital.node.dcmtk("findscu", "-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID")
+    (row,) = hospital.node.json("study", "show", study)["instances"]
     assert row["from"]["calling_ae"] == "TLSCT"
     assert row["from"]["tls_subject"] == "O=Hospital\\, A,CN=ct-scanner"
 

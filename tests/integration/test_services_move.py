@@ -365,6 +365,73 @@ def test_move_reopens_a_destination_that_aborted_once(tmp_path):
     assert received == uids
 
 
+def test_move_passes_over_what_a_destination_aborts_at(tmp_path):
+    """As DCMTK does at a dataset of odd length: two instances fail alone, the others arrive."""
+    archive = MemoryArchive()
+    uids = add_series(archive, 6)
+    poison = {uids[1], uids[4]}
+    ae = AE("DEST")
+    ae.add_supported_context(CT, EXPLICIT)
+    received = []
+
+    def on_store(event):
+        uid = event.request.AffectedSOPInstanceUID
+        if uid in poison:
+            event.assoc.abort()
+            return 0xA700
+        received.append(uid)
+        return 0x0000
+
+    server = ae.start_server(
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)]
+    )
+    try:
+        port = server.socket.getsockname()[1]
+        with (
+            service_node(tmp_path, *peers(port), archive=archive) as node,
+            Mover(node) as mover,
+        ):
+            final, failed = list(mover.move(identifier(study_uid(archive, uids[0]))))[-1]
+    finally:
+        server.shutdown()
+    assert final.Status == 0xB000
+    assert counts(final) == (4, 2, 0)
+    assert set(failed.FailedSOPInstanceUIDList) == poison
+    assert received == [uid for uid in uids if uid not in poison]
+
+
+def test_move_gives_a_destination_up_that_aborts_at_everything(tmp_path, monkeypatch):
+    """It is not called for ever."""
+    monkeypatch.setattr("appliance.dimse.move.BREAKS_MAX", 2)
+    archive = MemoryArchive()
+    uids = add_series(archive, 20)
+    ae = AE("DEST")
+    ae.add_supported_context(CT, EXPLICIT)
+    calls = []
+
+    def on_store(event):
+        calls.append(event.request.AffectedSOPInstanceUID)
+        event.assoc.abort()
+        return 0xA700
+
+    server = ae.start_server(
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)]
+    )
+    try:
+        port = server.socket.getsockname()[1]
+        with (
+            service_node(tmp_path, *peers(port), archive=archive) as node,
+            Mover(node) as mover,
+        ):
+            final, failed = list(mover.move(identifier(study_uid(archive, uids[0]))))[-1]
+    finally:
+        server.shutdown()
+    assert final.Status == 0xA702
+    assert counts(final) == (0, 20, 0)
+    assert list(failed.FailedSOPInstanceUIDList) == uids
+    assert calls == [uid for uid in uids[:3] for _ in range(2)]
+
+
 def test_move_stops_when_its_requestor_is_gone(tmp_path):
     """No thread and no association to the destination is left."""
     archive = MemoryArchive()
