@@ -174,6 +174,21 @@ def test_damage_that_a_query_meets_interrupts_the_indexer(mending: Mending) -> N
     assert mending.found() == {EVICTED.study, CACHED.study}
 
 
+def test_damage_that_the_indexer_meets_is_not_taken_for_a_packs(mending: Mending) -> None:
+    """It ends the indexer, so that the pack is indexed whole into the next index."""
+    box = mending.box
+    assert mending.repair.open()
+    box.store_sample(sample(2, 2))
+    box.close_packs()
+    _flip(_generation(box) / "data.mdb", b"Study^2")
+    with pytest.raises(IndexDamaged):
+        mending.follow()
+    assert mending.repair.set_aside()
+    mending.follow()
+    with mending.index.read() as view:
+        assert len(list(view.instances(CACHED.study))) == 2
+
+
 def _flip(path: Path, near: bytes) -> None:
     """Change one byte of every record that has these bytes in it, as a bad disk would."""
     content = bytearray(path.read_bytes())
