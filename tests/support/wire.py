@@ -27,6 +27,7 @@ from tests.support.node import Node, run_tool
 
 STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
 CONTEXTS_MAX = 128
+ANSWER_S = 15.0
 NO_CONTEXT = -1
 """In place of a status: the node accepted no context for the file."""
 
@@ -124,11 +125,26 @@ def _distinct(files: Iterable[WireFile]) -> list[tuple[str, str]]:
 
 
 def send_raw(node: Node, files: Sequence[WireFile], calling_ae: str = "MODALITY") -> list[int]:
-    """Store files on one association; return a status each, NO_CONTEXT where none was accepted."""
+    """Store files on one association; return a status each, NO_CONTEXT where none was accepted.
+
+    pynetdicom's own thread now and then takes an answer away from the one that waits for it. What
+    is left is then sent on a second association, but on no third.
+    """
+    statuses = _send_raw(node, files, calling_ae)
+    if len(statuses) < len(files):
+        statuses += _send_raw(node, files[len(statuses) :], calling_ae)
+    assert len(statuses) == len(files), "the node does not answer"
+    return statuses
+
+
+def _send_raw(node: Node, files: Sequence[WireFile], calling_ae: str) -> list[int]:
+    """Store files until an answer is missing; return the statuses so far."""
     contexts = [build_context(*pair) for pair in _distinct(files)]
     assert len(contexts) <= CONTEXTS_MAX
+    ae = AE(calling_ae)
+    ae.dimse_timeout = ANSWER_S
     with raw_datasets():
-        association = AE(calling_ae).associate("127.0.0.1", node.port, contexts, "AZEKURA")
+        association = ae.associate("127.0.0.1", node.port, contexts, "AZEKURA")
         try:
             if not association.is_established:
                 assert association.is_rejected or association.is_aborted
@@ -137,12 +153,16 @@ def send_raw(node: Node, files: Sequence[WireFile], calling_ae: str = "MODALITY"
                 (str(each.abstract_syntax), str(each.transfer_syntax[0]))
                 for each in association.accepted_contexts
             }
-            return [
-                association.send_c_store(file.path).Status
-                if file.context in accepted
-                else NO_CONTEXT
-                for file in files
-            ]
+            statuses: list[int] = []
+            for file in files:
+                if file.context not in accepted:
+                    statuses.append(NO_CONTEXT)
+                    continue
+                answer = association.send_c_store(file.path)
+                if "Status" not in answer:
+                    break
+                statuses.append(answer.Status)
+            return statuses
         finally:
             if association.is_established:
                 association.release()
