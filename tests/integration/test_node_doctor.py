@@ -10,7 +10,7 @@ from tests.support.s3_fixture import s3_bucket, s3_server  # noqa: F401
 LIMIT_S = 20.0
 
 
-def doctor(node: Node, *options: str) -> dict[str, dict[str, Any]]:  # noqa: F811
+def doctor(node: Node, *options: str) -> dict[str, dict[str, Any]]:
     """Run it; return the findings by condition."""
     began_s = time.monotonic()
     said = node.azekura("doctor", "--json", *options, check=False)
@@ -22,7 +22,7 @@ def errors(found: dict[str, dict[str, Any]]) -> set[str]:
     return {condition for condition, each in found.items() if each["severity"] == "error"}
 
 
-def wait_for_uplink(node: Node) -> None:  # noqa: F811
+def wait_for_uplink(node: Node) -> None:
     """Wait until the uplink has said something of itself."""
     end_s = time.monotonic() + 60
     while not (node.data / "state" / "uplink-status.json").exists():
@@ -30,7 +30,7 @@ def wait_for_uplink(node: Node) -> None:  # noqa: F811
         time.sleep(0.05)
 
 
-def test_doctor_says_what_is_well_and_what_is_not(node: Node) -> None:  # noqa: F811
+def test_doctor_says_what_is_well_and_what_is_not(node: Node) -> None:
     """Every part is looked at, and each that is gone is named, alone."""
     node.start()
     wait_for_uplink(node)
