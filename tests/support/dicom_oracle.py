@@ -5,7 +5,6 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from pydicom.data import get_charset_files, get_testdata_files
 from pydicom.dataset import Dataset
 from pydicom.filereader import _read_file_meta_info, read_dataset
 from pydicom.multival import MultiValue
@@ -13,6 +12,7 @@ from pydicom.multival import MultiValue
 from appliance.dicom.attributes import ITEM_VRS, SCANNED
 from appliance.dicom.uid import is_big_endian, is_implicit
 from appliance.dicom.values import VALUE_LENGTH_MAX
+from tests.support.real_files import files_of_pydicom
 
 
 class Raw(NamedTuple):
@@ -41,13 +41,10 @@ def raw_of(path: str) -> Raw | None:
 
 def real_datasets() -> list[Raw]:
     """Return every dataset that pydicom and its data package ship, once each."""
-    paths = dict.fromkeys(
-        [*get_testdata_files("*.dcm"), *get_testdata_files(), *get_charset_files()]
-    )
     found: dict[tuple[str, int], Raw] = {}
-    for path in paths:
-        if Path(path).is_file() and "DICOMDIR" not in path:
-            raw = raw_of(path)
+    for path in files_of_pydicom():
+        if "DICOMDIR" not in path.name:
+            raw = raw_of(str(path))
             if raw is not None:
                 found.setdefault((raw.name, len(raw.data)), raw)
     return list(found.values())

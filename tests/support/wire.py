@@ -14,9 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import data_store
 import pydicom
-from pydicom.data import get_charset_files, get_testdata_files
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
@@ -24,6 +22,7 @@ from pynetdicom import AE, _config, build_context, build_role, evt
 from pynetdicom.dsutils import split_dataset
 
 from tests.support.node import Node, run_tool
+from tests.support.real_files import files_of_pydicom
 
 STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
 CONTEXTS_MAX = 128
@@ -65,13 +64,6 @@ class Fetched:
     sop_instance: str
     syntax: str
     sha256: str
-
-
-def files_of_pydicom() -> list[Path]:
-    """Return every file of pydicom and of its data package, in a fixed order."""
-    paths = {Path(path) for path in (*get_testdata_files(), *get_charset_files())}
-    paths |= set((Path(data_store.__file__).parent / "data").rglob("*"))
-    return sorted(path for path in paths if path.is_file())
 
 
 def read_wire_file(path: Path) -> WireFile:
