@@ -76,6 +76,7 @@ class PackFetch:
         self._wanted: deque[tuple[int, int]] = deque()
         self._first = True
         self._waiting = 0
+        self._good_s = clock.monotonic_s()
         self._failing_since_s: float | None = None
         self._never = threading.Event()
         self._error: AzekuraError | None = None
@@ -194,6 +195,7 @@ class PackFetch:
     def _fetch(self, first: int, last: int, buffers: "_Buffers") -> bool:
         """Fetch chunks and return whether they are here."""
         start, end = first * CHUNK_BYTES, min(last * CHUNK_BYTES, self.size)
+        began_s = self._clock.monotonic_s()
         try:
             low, high = self._age.ciphertext_range(start, end)
             sealed, plain = buffers.sealed[: high - low], buffers.plain
@@ -201,15 +203,16 @@ class PackFetch:
             size = self._age.decrypt_into(sealed, first, plain)
             self._files.pwritev(self._file.fd, [plain[:size]], start)
         except AzekuraError as error:
-            self._failed(first, last, error)
+            self._failed(first, last, began_s, error)
         except Exception as error:  # noqa: BLE001 - the boundary of a thread
             _log.error("recall_request_failed", pack=self.pack_id, error=log.where(error))
-            self._failed(first, last, Damaged("recall", self.pack_id, type(error).__name__))
+            damage = Damaged("recall", self.pack_id, type(error).__name__)
+            self._failed(first, last, began_s, damage)
         else:
             with self._condition:
                 self._chunks[first:last] = bytes([_DONE]) * (last - first)
                 self._left -= last - first
-                self._failing_since_s = None
+                self._good_s, self._failing_since_s = self._clock.monotonic_s(), None
                 # A reader has the processor to itself once it has what it waits for.
                 if self._waiting == 0 or self._is_wanted():
                     self._start_threads(FETCH_THREADS)
@@ -217,13 +220,13 @@ class PackFetch:
             return True
         return False
 
-    def _failed(self, first: int, last: int, error: AzekuraError) -> None:
+    def _failed(self, first: int, last: int, began_s: float, error: AzekuraError) -> None:
         with self._condition:
             self._chunks[first:last] = bytes(last - first)
-            now_s = self._clock.monotonic_s()
             if self._failing_since_s is None:
-                self._failing_since_s = now_s
-            if not error.retry or now_s - self._failing_since_s >= GIVE_UP_S:
+                self._failing_since_s = max(self._good_s, began_s)
+            failing_s = self._clock.monotonic_s() - self._failing_since_s
+            if not error.retry or failing_s >= GIVE_UP_S:
                 # Its traceback would keep this object, and its file, alive.
                 self._error = self._error or error.with_traceback(None)
             else:

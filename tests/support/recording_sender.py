@@ -141,6 +141,19 @@ def fetch(port: int, study: str, during: Callable[[], None] | None = None) -> Fe
     """Fetch a study by C-GET; hash what comes as it came."""
     association = associate(port)
     started_s = time.monotonic()
+    try:
+        digests, last = _receive(association, study, during)
+        took_s = time.monotonic() - started_s
+        association.release()
+    finally:
+        association.close()
+    comment = bytes(last.raw.get(ERROR_COMMENT, b"")).decode("ascii").strip()
+    return Fetched(digests, last.status, comment, took_s)
+
+
+def _receive(
+    association: Association, study: str, during: Callable[[], None] | None
+) -> tuple[dict[str, str], Command]:
     client.send_get(association, study)
     digests: dict[str, str] = {}
     while True:
@@ -151,11 +164,7 @@ def fetch(port: int, study: str, during: Callable[[], None] | None = None) -> Fe
             if during is not None:
                 during()
         elif command.status not in client.PENDING:
-            break
-    comment = bytes(command.raw.get(ERROR_COMMENT, b"")).decode("ascii").strip()
-    took_s = time.monotonic() - started_s
-    association.release()
-    return Fetched(digests, command.status, comment, took_s)
+            return digests, command
 
 
 def _take(association: Association, command: Command, digests: dict[str, str]) -> None:

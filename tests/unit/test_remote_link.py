@@ -170,6 +170,19 @@ def test_listing_that_breaks_off_is_noted(clock, link):
     assert link.state == "degraded"
 
 
+def test_a_time_that_is_known_is_no_sign_of_life(clock, link):
+    """The bucket's clock is remembered for a minute: asking for it proves nothing of the line."""
+    store = FakeStore(clock)
+    observed = ObservedStore(store, link)
+    for _ in range(4):
+        observed.server_time()
+        store.fail("put", no_answer())
+        with pytest.raises(CloudUnavailable):
+            observed.put("k", b"", sha256=SHA256_OF_NOTHING)
+        clock.advance(3)
+    assert link.state == "down"
+
+
 def test_scripted_fault_is_met_once(clock):
     """The fake's own faults are one each."""
     store = FakeStore(clock)
