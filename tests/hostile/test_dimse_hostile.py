@@ -286,7 +286,10 @@ def send_for_ever(sock, data):
 def test_a_peer_that_never_reads_its_responses_is_cut():
     limits = Limits(send_s=0.3, idle_s=30)
     echo = pdv(1, 3, commands.encode_echo_request(1))
-    with running(limits=limits) as node, node.connect() as sock:
+    listener = socket.create_server(("127.0.0.1", 0))
+    # A connection takes this from its listener: else megabytes of responses must pile up first.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with running(limits=limits, listener=listener) as node, node.connect() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         sock.sendall(REQUEST)
         assert read_pdu(sock)[0] == pdu.A_ASSOCIATE_AC

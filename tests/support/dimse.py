@@ -181,6 +181,7 @@ def running(
     limits: Limits | None = None,
     services: tuple[Service, ...] = (),
     drain_timeout_s: float = 0.0,
+    listener: socket.socket | None = None,
 ) -> Iterator[Running]:
     config = config or make_config()
     archive = archive or RecordingArchive()
@@ -199,7 +200,7 @@ def running(
             extra_sop_classes=config.dicom.extra_sop_classes,
         ),
     )
-    acceptor = Acceptor(config, (*own, *services), on_fatal, limits=limits)
+    acceptor = Acceptor(config, (*own, *services), on_fatal, limits=limits, listener=listener)
     acceptor.start()
     try:
         yield Running(acceptor, archive, fatal, seen)
