@@ -1,7 +1,10 @@
 """How a daemon runs: signals, readiness, watchdog, and the death of its parent.
 
-Owns the process's signal handlers. Invariant: a fatal error of any thread ends the daemon with exit
-code 1, after nothing more was answered.
+Owns the process's signal handlers. Invariants:
+- A fatal error of any thread ends the daemon with exit code 1, after nothing more was answered.
+- No handler takes a lock. Python runs it in the middle of whatever the main thread does, a wait for
+  that very lock included; two signals in a row then stop the process for ever. A signal's number
+  goes through a pipe to a thread, which sets the events.
 """
 
 import contextlib
@@ -30,15 +33,17 @@ class Running:
 
     def install(self) -> None:
         """Take the signals; only the main thread can."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
-        signal.signal(signal.SIGHUP, self._on_hangup)
+        numbers, wakeup = os.pipe()
+        os.set_blocking(wakeup, False)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, _written_down)
+        threading.Thread(target=self._heed, args=(numbers,), name="signals", daemon=True).start()
 
-    def _on_signal(self, _number: int, _frame: object) -> None:
-        self.stop.set()
-
-    def _on_hangup(self, _number: int, _frame: object) -> None:
-        self.reload.set()
+    def _heed(self, numbers: int) -> None:
+        while True:
+            for number in os.read(numbers, 256):
+                (self.reload if number == signal.SIGHUP else self.stop).set()
 
     def fatal(self, error: AzekuraError) -> None:
         """End the daemon: it can no longer keep its promises."""
@@ -58,6 +63,10 @@ class Running:
                 tick()
         notify("STOPPING=1")
         return self.exit_code
+
+
+def _written_down(_number: int, _frame: object) -> None:
+    """Do nothing: the interpreter has put the number into the pipe."""
 
 
 def _watchdog_interval_s() -> float:
