@@ -7,7 +7,6 @@ from pydicom.data import get_testdata_file
 
 from tests.support.node import Node
 from tests.support.problems import wait_for_problem
-from tests.support.s3_fixture import s3_bucket, s3_server  # noqa: F401
 
 CT = str(get_testdata_file("CT_small.dcm", download=False))
 

@@ -16,7 +16,6 @@ from tests.support.findscu import find_by_file
 from tests.support.node import Node
 from tests.support.pack_samples import CT_STORAGE, EXPLICIT, element
 from tests.support.running_node import running_node
-from tests.support.s3_fixture import s3_bucket, s3_server  # noqa: F401
 from tests.support.wire import (
     WireFile,
     dataset_of,

@@ -5,7 +5,6 @@ Requesters are pynetdicom's; three peers share one node, one for each rung.
 
 import json
 import queue
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,22 +13,11 @@ from pydicom.uid import generate_uid
 from tests.support.bucket import Bucket
 from tests.support.dimse import EXPLICIT, small_ct
 from tests.support.modality import Modality, ask
-from tests.support.node import Node, free_port
-from tests.support.running_node import running_node
-from tests.support.s3_fixture import s3_bucket, s3_server  # noqa: F401
+from tests.support.node import Node
 from tests.support.services import wait_for
+from tests.support.shared_node import SharedNode
 from tests.support.wire import WireFile, send_raw, with_own_meta
 
-PEER = """
-[[dicom.peers]]
-ae_title = "{ae_title}"
-addresses = ["127.0.0.0/8"]
-host = "127.0.0.1"
-port = {port}
-allow = ["echo", "store", "find", "commit"]
-commitment = "{rung}"
-commit_report = "{report}"
-"""
 QUIET_S = 1.5
 """For how long a report that must not come is waited for."""
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -65,22 +53,11 @@ class Ward:
 
 
 @pytest.fixture(scope="module")
-def ward(tmp_path_factory, s3_server, s3_bucket) -> Iterator[Ward]:
+def ward(shared: SharedNode, tmp_path_factory: pytest.TempPathFactory) -> Ward:
     """A running node that three modalities may ask, and one that is always called."""
-    folder = tmp_path_factory.mktemp("commitment")
-    modalities = {name: Modality(free_port(), name) for name in ("LOCAL", "CLOUD", "LOCKED")}
-    modalities["ELSEWHERE"] = Modality(free_port(), "ELSEWHERE")
-    peers = "".join(
-        PEER.format(
-            ae_title=name,
-            port=modality.port,
-            rung="locked" if name == "ELSEWHERE" else name.lower(),
-            report="new" if name == "ELSEWHERE" else "same",
-        )
-        for name, modality in modalities.items()
-    )
-    with running_node(folder / "node", s3_server, s3_bucket, peers=peers) as node:
-        yield Ward(node, modalities, folder)
+    names = ("LOCAL", "CLOUD", "LOCKED", "ELSEWHERE")
+    modalities = {name: Modality(shared.ports[name], name) for name in names}
+    return Ward(shared.node, modalities, tmp_path_factory.mktemp("commitment"))
 
 
 def test_locked_is_promised_once_ledger_and_lock_are_read_back(ward: Ward) -> None:

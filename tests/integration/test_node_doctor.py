@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 from tests.support.node import Node, node  # noqa: F401
-from tests.support.s3_fixture import s3_bucket, s3_server  # noqa: F401
 
 LIMIT_S = 20.0
 

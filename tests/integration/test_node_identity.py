@@ -40,7 +40,6 @@ from appliance.foundation.files import FileSystem
 from appliance.index.index import Index
 from tests.support.node import Node
 from tests.support.running_node import running_node
-from tests.support.s3_fixture import s3_bucket, s3_server  # noqa: F401
 from tests.support.wire import (
     NO_CONTEXT,
     Fetched,

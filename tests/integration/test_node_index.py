@@ -7,7 +7,6 @@ from pydicom.data import get_testdata_file
 
 from tests.support.node import Node, node  # noqa: F401
 from tests.support.problems import wait_for_problem, wait_until_solved
-from tests.support.s3_fixture import s3_bucket, s3_server  # noqa: F401
 
 CT = str(get_testdata_file("CT_small.dcm", download=False))
 CT_STUDY = "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322"

@@ -22,7 +22,6 @@ from tests.support.archive_box import Sample, sample
 from tests.support.bucket_look import packs_in_bucket, packs_in_ledger
 from tests.support.node import Node, free_port, node  # noqa: F401
 from tests.support.recording_sender import Sender, digests_of, fetch_all
-from tests.support.s3_fixture import s3_bucket, s3_server  # noqa: F401
 
 SECOND = "receive-2"
 STUDIES = 3

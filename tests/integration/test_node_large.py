@@ -14,7 +14,6 @@ from appliance.dimse.contexts import Proposal
 from appliance.dimse.requestor import request_association
 from tests.bench import client
 from tests.support.node import Node, node  # noqa: F401
-from tests.support.s3_fixture import s3_bucket, s3_server  # noqa: F401
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 

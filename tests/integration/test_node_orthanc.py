@@ -14,21 +14,10 @@ from pydicom.data import get_testdata_file
 from tests.support.bucket import Bucket
 from tests.support.dimse import EXPLICIT, IMPLICIT
 from tests.support.findscu import find_by_file
-from tests.support.node import Node, free_port, run_tool
+from tests.support.node import Node, run_tool
 from tests.support.orthanc import Orthanc, orthanc
-from tests.support.running_node import running_node
-from tests.support.s3_fixture import s3_bucket, s3_server  # noqa: F401
 from tests.support.services import wait_for
-
-PEERS = """
-[[dicom.peers]]
-ae_title = "ORTHANC"
-addresses = ["127.0.0.0/8"]
-host = "127.0.0.1"
-port = {port}
-allow = ["echo", "store", "find", "move", "get", "commit", "destination"]
-commitment = "locked"
-"""
+from tests.support.shared_node import SharedNode
 
 
 @dataclass(frozen=True)
@@ -113,14 +102,10 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory, s3_server, s3_bucket) -> Iterator[Pair]:
+def pair(shared: SharedNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("among-others")
-    port = free_port()
-    with (
-        running_node(folder / "node", s3_server, s3_bucket, peers=PEERS.format(port=port)) as node,
-        orthanc(folder, port, "AZEKURA", node.port) as other,
-    ):
-        yield Pair(node, other, folder)
+    with orthanc(folder, shared.ports["ORTHANC"], "AZEKURA", shared.node.port) as other:
+        yield Pair(shared.node, other, folder)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

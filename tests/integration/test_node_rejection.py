@@ -1,6 +1,5 @@
 """Rejection notes (IHE IOCM) on a whole node: hidden everywhere, counted right, never forgotten."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pydicom
@@ -14,9 +13,8 @@ from tests.support.bucket import Bucket
 from tests.support.dimse import EXPLICIT, encode, small_ct
 from tests.support.findscu import find_by_file
 from tests.support.node import Node, run_tool
-from tests.support.running_node import running_node
-from tests.support.s3_fixture import s3_bucket, s3_server  # noqa: F401
 from tests.support.services import wait_for
+from tests.support.shared_node import SharedNode
 from tests.support.wire import WireFile, get_raw, send_raw, with_own_meta
 
 CODES = {
@@ -125,10 +123,8 @@ def _uids(files: list[WireFile]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def hospital(tmp_path_factory, s3_server, s3_bucket) -> Iterator[Hospital]:
-    folder = tmp_path_factory.mktemp("rejection")
-    with running_node(folder / "node", s3_server, s3_bucket) as node:
-        yield Hospital(node, folder)
+def hospital(shared: SharedNode, tmp_path_factory: pytest.TempPathFactory) -> Hospital:
+    return Hospital(shared.node, tmp_path_factory.mktemp("rejection"))
 
 
 @pytest.mark.parametrize("code", CODES)

@@ -11,7 +11,6 @@ from appliance.remote.embedded import EmbeddedS3
 from tests.bench import senders
 from tests.bench.datasets import make_study
 from tests.support.node import Node
-from tests.support.s3_fixture import s3_bucket, s3_server  # noqa: F401
 from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
