@@ -15,7 +15,9 @@ def running_node(
     folder: Path, server: EmbeddedS3, bucket: str, *daemons: str, **options: Any
 ) -> Iterator[Node]:
     """Start a node in a folder of its own; end it, whatever happens. Options: see Node."""
-    node = Node(folder, server, bucket, f"{folder.parent.name}-{folder.name}-{os.getpid()}/", **options)
+    node = Node(
+        folder, server, bucket, f"{folder.parent.name}-{folder.name}-{os.getpid()}/", **options
+    )
     try:
         yield node.start(*daemons)
     finally:
