@@ -1,10 +1,10 @@
 """Kills a process at every step of an instance's way, restarts it, and looks what is left.
 
-Run as a program: `python -m tests.support.crash_runner FOLDER [STRIDE [FIRST]]`. It stays
-single-threaded, so that it may fork: for each N a child goes through `scenario` and ends itself by
-SIGKILL at its N-th step; a second child restarts over the same folder and checks the promises. The
-object store lives in this process, as a bucket outlives a node. One JSON document goes to standard
-output.
+Run as a program: `python -m tests.support.crash_runner FOLDER kill|power [STRIDE [FIRST]]`. It
+stays single-threaded, so that it may fork: for each N a child goes through `scenario` and ends
+itself by SIGKILL at its N-th step; a second child restarts over the same folder and checks the
+promises. With `power` the child first makes the folder what a power cut may leave of it. The object
+store lives in this process, as a bucket outlives a node. One JSON document goes to standard output.
 
 A step is an operation on a durable file, in front of it and in the middle of a write; a commit of
 the index, in front and behind; a request to the store, in front and behind. A write is torn where
@@ -14,6 +14,7 @@ the kernel may tear it: between two sectors, never inside one.
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -42,7 +43,7 @@ from tests.support.archive_box import (
 )
 from tests.support.fake_store import FakeStore
 from tests.support.manual_clock import ManualClock
-from tests.support.pack_samples import CT_STORAGE, SECTOR_BYTES
+from tests.support.pack_samples import CT_STORAGE, SECTOR_BYTES, survivors
 
 STEPS_MAX = 2000
 SAMPLES = [sample(number % 2, number) for number in range(5)] + [sample(2, 9, 30_000)]
@@ -50,12 +51,13 @@ PROMISE, RESULT = "promise", "result"
 
 
 class Steps:
-    """Counts steps; at the chosen one the process is gone."""
+    """Counts steps; at the chosen one the process is gone, after `last_act`."""
 
     def __init__(self, at: int) -> None:
         self._at = at
         self._guard = threading.Lock()
         self.count = 0
+        self.last_act: Callable[[], object] = int
 
     def step(self, before_end: Callable[[], object] | None = None) -> None:
         with self._guard:
@@ -64,6 +66,7 @@ class Steps:
                 return
             if before_end is not None:
                 before_end()
+            self.last_act()
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -109,6 +112,88 @@ class DyingRenames(DyingFiles):
     def unlink(self, path):
         self._steps.step()
         super().unlink(path)
+
+
+class PowerFiles(DyingFiles):
+    """Remembers what of files and directories was flushed, and at the end forgets the rest.
+
+    Of the bytes of a file any sectors that were not flushed may be there; of the directory entries
+    the oldest changes up to any. The index is LMDB's own affair: it flushes at each commit.
+    """
+
+    def __init__(self, steps: Steps, folder: Path, seed: int) -> None:
+        super().__init__(steps)
+        self._draw = random.Random(seed)
+        self._folder = folder
+        self._stash = folder / "stash"
+        self._stash.mkdir()
+        self._flushed: dict[int, bytes] = {}
+        self._changes: list[tuple[str, Callable[[], object]]] = []
+        steps.last_act = self.cut
+
+    def open(self, path, flags, mode=0o660):
+        known = os.path.isfile(path)
+        if known:
+            self._flushed.setdefault(os.stat(path).st_ino, Path(path).read_bytes())
+        fd = super().open(path, flags, mode)
+        if not known and not os.path.isdir(path):
+            self._flushed[os.fstat(fd).st_ino] = b""
+            self._changes.append((os.path.dirname(path), lambda: os.unlink(path)))
+        return fd
+
+    def fdatasync(self, fd):
+        super().fdatasync(fd)
+        self._flushed[os.fstat(fd).st_ino] = Path(f"/proc/self/fd/{fd}").read_bytes()
+
+    def fsync_directory(self, path):
+        super().fsync_directory(path)
+        self._changes = [each for each in self._changes if each[0] != path]
+
+    def rename(self, source, target):
+        self._steps.step()
+        kept = self._keep(target)
+
+        def undo() -> None:
+            if not os.path.exists(source):
+                os.rename(target, source)
+                if kept is not None:
+                    os.rename(kept, target)
+
+        self._changes.append((os.path.dirname(target), undo))
+        super().rename(source, target)
+
+    def unlink(self, path):
+        self._steps.step()
+        kept = self._keep(path)
+        if kept is not None:
+
+            def undo() -> None:
+                if not os.path.exists(path):
+                    os.rename(kept, path)
+
+            self._changes.append((os.path.dirname(path), undo))
+        super().unlink(path)
+
+    def _keep(self, path: str) -> str | None:
+        """Keep a file that loses its name; None when there is none."""
+        if not os.path.exists(path):
+            return None
+        kept = str(self._stash / f"{len(os.listdir(self._stash))}")
+        os.link(path, kept)
+        return kept
+
+    def cut(self) -> None:
+        """Leave what a power cut may leave."""
+        lost = self._draw.randint(0, len(self._changes))
+        for _, undo in reversed(self._changes[len(self._changes) - lost :]):
+            undo()
+        for path in (self._folder / "data").rglob("*"):
+            if not path.is_file() or path.is_relative_to(self._folder / "data" / "index"):
+                continue
+            flushed = self._flushed.get(path.stat().st_ino)
+            written = path.read_bytes()
+            if flushed is not None and flushed != written:
+                path.write_bytes(survivors(self._draw, flushed, written))
 
 
 def die_around_commits(steps: Steps) -> None:
@@ -269,11 +354,16 @@ def _serve(store: FakeStore, line: Connection, told: dict[str, list[Any]]) -> No
     line.close()
 
 
-def _live(folder: Path, at: int, line: Connection) -> None:
+def _live(folder: Path, at: int, power: bool, line: Connection) -> None:
     steps = Steps(at)
     die_around_commits(steps)
-    box = Box(folder, RemoteStore(line, steps), files=DyingRenames(steps))
-    scenario(box, lambda each: line.send((PROMISE, (each.sop_instance_uid,), {})))
+    files = PowerFiles(steps, folder, at) if power else DyingRenames(steps)
+    try:
+        box = Box(folder, RemoteStore(line, steps), files=files)
+        scenario(box, lambda each: line.send((PROMISE, (each.sop_instance_uid,), {})))
+    except Exception as error:
+        line.send((RESULT, ([f"the scenario failed: {log.where(error)}: {error}"],), {}))
+        raise
 
 
 def _look(folder: Path, promised: set[str], line: Connection) -> None:
@@ -284,18 +374,18 @@ def _look(folder: Path, promised: set[str], line: Connection) -> None:
     line.send((RESULT, (wrong,), {}))
 
 
-def run_point(base: Path, keys: Path, at: int) -> tuple[bool, list[str]]:
+def run_point(base: Path, keys: Path, at: int, power: bool) -> tuple[bool, list[str]]:
     """Return whether the N-th step was reached, and what was wrong after the restart."""
     folder = base / str(at)
     shutil.copytree(keys, folder)
     store = FakeStore(ManualClock())
     told: dict[str, list[Any]] = {PROMISE: [], RESULT: []}
-    pid, line = _child(lambda theirs: _live(folder, at, theirs))
+    pid, line = _child(lambda theirs: _live(folder, at, power, theirs))
     _serve(store, line, told)
     _, status = os.waitpid(pid, 0)
     killed = os.WIFSIGNALED(status)
-    if not killed and os.WEXITSTATUS(status):
-        return True, ["the scenario failed"]
+    if told[RESULT]:
+        return False, told[RESULT][0]
     pid, line = _child(lambda theirs: _look(folder, set(told[PROMISE]), theirs))
     _serve(store, line, told)
     os.waitpid(pid, 0)
@@ -305,8 +395,9 @@ def run_point(base: Path, keys: Path, at: int) -> tuple[bool, list[str]]:
 
 def main() -> None:
     base = Path(sys.argv[1])
-    stride = int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    first = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+    power = sys.argv[2] == "power"
+    stride = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+    first = int(sys.argv[4]) if len(sys.argv) > 4 else 1
     log.configure(json_lines=True, level="critical")
     keys = base / "keys"
     keys.mkdir()
@@ -314,7 +405,7 @@ def main() -> None:
     wrong: dict[int, list[str]] = {}
     at = first
     while at < STEPS_MAX:
-        killed, found = run_point(base, keys, at)
+        killed, found = run_point(base, keys, at, power)
         if found:
             wrong[at] = found
         if not killed:

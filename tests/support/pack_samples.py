@@ -169,10 +169,11 @@ class ForgetfulFiles(FailingFiles):
         draw = random.Random(seed)
         for path, flushed in self._flushed.items():
             if os.path.exists(path):
-                Path(path).write_bytes(_survivors(draw, flushed, Path(path).read_bytes()))
+                Path(path).write_bytes(survivors(draw, flushed, Path(path).read_bytes()))
 
 
-def _survivors(draw: random.Random, flushed: bytes, written: bytes) -> bytes:
+def survivors(draw: random.Random, flushed: bytes, written: bytes) -> bytes:
+    """Return what a power cut may leave of a file: any sectors of what was not flushed."""
     length = draw.choice((len(flushed), len(written)))
     chance = draw.choice((0.0, 0.1, 0.5, 0.9, 1.0))
     sectors = []
