@@ -4,12 +4,17 @@ import json
 import os
 import subprocess
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
 
 from appliance.archive.recover import dataset_sha256
+from appliance.archive.requests import Request, RequestBox
+from appliance.foundation.files import FileSystem
 from appliance.remote.embedded import EmbeddedS3
 from tests.support.archive_box import Sample
 from tests.support.bucket_look import bucket_of
@@ -85,8 +90,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def drained(folder: Path) -> Iterator[Node]:
     """A node with a bucket of its own, which has been through everything that writes a log."""
-    from appliance.foundation.files import FileSystem
-
     with EmbeddedS3(str(folder / "s3"), FileSystem()) as server:
         server.create_bucket("archive")
         node = Node(folder / "node", server, "archive", "site/")
@@ -109,15 +112,23 @@ def _live(node: Node) -> None:
     node.drain()
     for study in (1, 2):
         assert fetch(node.port, f"{ROOT}.{study}").status == 0
-        node.azekura("study", "evict", f"{ROOT}.{study}")
+        _ask(node, "evict", study_instance_uid=f"{ROOT}.{study}")
     assert fetch(node.port, f"{ROOT}.2").digests == digests_of(SAMPLES[3:])
-    node.azekura("study", "reject", f"{ROOT}.1", "--instance", SAMPLES[0].sop_instance_uid)
-    node.azekura("study", "reject", f"{ROOT}.1", "--undo")
-    node.azekura("study", "show", "9.9.9", check=False)
+    for kind in ("reject", "restore"):
+        _ask(
+            node, kind, study_instance_uid=f"{ROOT}.1", by="RADIOGRAPHER",
+            sop_instance_uids=(SAMPLES[0].sop_instance_uid,),
+        )  # fmt: skip
     broken = _sample(1, 9)
     wrong = Sample(broken.study, broken.sop_instance_uid, broken.dataset[:400])
     sender = Sender(node.port, [wrong]).start()
     sender.stop()
+
+
+def _ask(node: Node, kind: str, **what: Any) -> None:
+    """Leave a request as the commands do, and wait until it was carried out."""
+    box = RequestBox(FileSystem(), str(node.data / "state" / "requests"))
+    assert box.wait(box.put(Request(kind=kind, **what)), 60).done
 
 
 def _versions(node: Node) -> Iterable[tuple[str, bytes]]:
@@ -212,9 +223,5 @@ def _shown(node: Node) -> dict[str, str]:
 
 def test_the_samples_are_datasets() -> None:
     """Guard: pydicom reads the names that were planted."""
-    from io import BytesIO
-
-    from pydicom.filereader import read_dataset
-
     found: Dataset = read_dataset(BytesIO(SAMPLES[3].dataset), False, True)
     assert str(found.PatientName).split("=")[1] == KANJI
