@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
+import pytest
 from pydicom.data import get_testdata_file
 
 from tests.support.node import Node, node  # noqa: F401
-from tests.support.problems import wait_for_problem, wait_until_solved
+from tests.support.problems import wait_for_status, wait_until_solved
 
 CT = str(get_testdata_file("CT_small.dcm", download=False))
 CT_STUDY = "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322"
@@ -27,6 +29,7 @@ def _studies(node: Node) -> list[str]:
     return [word for word in said.split() if word.strip("[]") in {"NEARLINE", "ONLINE"}]
 
 
+@pytest.mark.timeout(300)
 def test_a_node_with_a_damaged_index_receives_and_heals(node: Node) -> None:
     """Damaged while it stands still, then damaged under its feet."""
     node.start()
@@ -39,9 +42,8 @@ def test_a_node_with_a_damaged_index_receives_and_heals(node: Node) -> None:
     identity.rename(node.folder / "lost.key")
     node.start("receive")
     node.dcmtk("storescu", MR)
-    problem = wait_for_problem(node, "index")
-    assert "being made anew" in problem["sentence"]
-    assert "node.key" in wait_for_hindrance(node)["sentence"]
+    wait_for_words(node, "being made anew")
+    assert "node.key" in wait_for_words(node, "forward")["sentence"]
     assert [each.strip("[]") for each in _studies(node)] == ["ONLINE"]
     # The keys are back, and a start tries at once what would be tried again within minutes.
     (node.folder / "lost.key").rename(identity)
@@ -58,20 +60,23 @@ def test_a_node_with_a_damaged_index_receives_and_heals(node: Node) -> None:
     _flip(healed / "data.mdb", b"CompressedSamples^CT1")
     node.dcmtk("findscu", "-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "PatientName=Comp*",
                "-k", "StudyDescription", check=False)  # fmt: skip
+    wait_for_status(node, lambda _: _generation(node) != healed)
     found = wait_until_solved(node, "index")
-    assert _generation(node) != healed
     assert found["studies"] == 2
     assert sorted(each.strip("[]") for each in _studies(node)) == ["NEARLINE", "ONLINE"]
     assert all(process.poll() is None for process in node.processes.values())
     assert node.status()["problems"] == []
 
 
-def wait_for_hindrance(node: Node) -> dict[str, str]:
-    """Return the index's problem once it says why it does not come forward."""
-    while True:
-        found = wait_for_problem(node, "index")
-        if "forward" in found["sentence"]:
-            return found
+def wait_for_words(node: Node, words: str) -> dict[str, str]:
+    """Return the index's problem once it says these words: it is noted first, then acted on."""
+
+    def said(found: dict[str, Any]) -> dict[str, str] | None:
+        named = (each for each in found["problems"] if each["condition"] == "index")
+        return next((each for each in named if words in each["sentence"]), None)
+
+    problem: dict[str, str] = wait_for_status(node, said)
+    return problem
 
 
 def _flip(path: Path, near: bytes) -> None:
