@@ -169,6 +169,7 @@ def test_identity_by_move(sent: Sent) -> None:
 
 def test_identity_of_older_versions(sent: Sent) -> None:
     """Every version that was answered Success is shown, and lies in a pack with its bytes."""
+    sent.node.drain()  # packs move while they are sealed
     index = Index(FileSystem(), str(sent.node.data / "index")).open()
     try:
         layout = Layout(str(sent.node.data))
