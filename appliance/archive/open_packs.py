@@ -18,11 +18,10 @@ from appliance.foundation.clock import Clock
 from appliance.foundation.errors import AzekuraError, Busy
 from appliance.foundation.files import FileSystem
 from appliance.packs.durable import durable_path
-from appliance.packs.member import Provenance
+from appliance.packs.member import PACK_MEMBERS_MAX, Provenance
 from appliance.packs.writer import PackWriter
 
 OPEN_PACKS_MAX = 400
-INSTANCES_PER_PACK_MAX = 4096
 
 _log = log.get("ingest")
 
@@ -93,7 +92,7 @@ class OpenPacks:
             pack = self._by_study.get(study_instance_uid)
             if pack is not None and (
                 pack.bytes_claimed + length > self._limits.target_size_bytes
-                or pack.count >= INSTANCES_PER_PACK_MAX
+                or pack.count >= PACK_MEMBERS_MAX
             ):
                 self._closing.append(self._by_study.pop(study_instance_uid))
                 pack = None

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.archive.abandoned import recover_abandoned
 from appliance.archive.layout import packs_in
-from appliance.archive.open_packs import INSTANCES_PER_PACK_MAX, OpenPacks
+from appliance.archive.open_packs import OpenPacks
 from appliance.config.model import Packs
 from appliance.foundation.errors import (
     Busy,
@@ -18,6 +18,7 @@ from appliance.foundation.errors import (
     StorageFailed,
 )
 from appliance.foundation.files import FileLock, FileSystem
+from appliance.packs.member import PACK_MEMBERS_MAX
 from appliance.packs.reader import PackReader
 from tests.support.archive_box import SENDER, Box, restarted, sample
 from tests.support.manual_clock import ManualClock
@@ -357,7 +358,7 @@ class TestOpenPacks:
         for number in range(4):
             self._append(packs, sample(1, number, 30_000))
         assert packs.close_due() == 1
-        packs._by_study[sample(1, 1).study].count = INSTANCES_PER_PACK_MAX
+        packs._by_study[sample(1, 1).study].count = PACK_MEMBERS_MAX
         self._append(packs, sample(1, 50))
         assert packs.close_due() == 1
         packs.close_all()
