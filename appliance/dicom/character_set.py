@@ -28,6 +28,7 @@ def _plain(codec: str) -> tuple[Callable[[bytes], str], Callable[[str], bytes | 
     def decode(raw: bytes) -> str:
         return raw.decode(codec, "replace")
 
+    @lru_cache(maxsize=256)
     def encode(character: str) -> bytes | None:
         try:
             raw = character.encode(codec)
@@ -77,6 +78,7 @@ def _pairs(
             text.append(chr(raw[-1]) if raw[-1] < 0x80 else "\ufffd")
         return "".join(text)
 
+    @lru_cache(maxsize=8192)
     def encode(character: str) -> bytes | None:
         try:
             raw = character.encode(codec)
@@ -300,11 +302,15 @@ def _encode_extended(text: str, delimiters: frozenset[int], rules: Repertoire) -
     out = bytearray()
     g0, g1 = rules.g0, rules.initial_g1
     for index, character in enumerate(text):
-        if ord(character) < 0x20 or ord(character) in delimiters:
+        code = ord(character)
+        if code < 0x20 or code in delimiters:
             if g0 is not rules.g0:
                 out += rules.g0.escape
-            out += character.encode("ascii")
+            out.append(code)
             g0, g1 = rules.g0, rules.initial_g1
+            continue
+        if code < 0x80 and g0 is rules.g0:
+            out.append(code)
             continue
         for element in (g0, g1, rules.g0, *rules.declared):
             raw = element.encode(character) if element is not None else None

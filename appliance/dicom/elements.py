@@ -62,6 +62,7 @@ class ByteOrder:
         self.explicit_header = struct.Struct(mark + "IHH")
         self.implicit_header = struct.Struct(mark + "II")
         self.length = struct.Struct(mark + "I")
+        self.short_length = struct.Struct(mark + "H")
         self.item = self.raw(ITEM)
         self.item_end = self.raw(ITEM_END)
         self.sequence_end = self.raw(SEQUENCE_END)

@@ -5,6 +5,8 @@ an answer's (0008,0005) is the repertoire its text is really encoded in.
 """
 
 import struct
+from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 
@@ -124,18 +126,27 @@ def encode_answer(
     implicit = is_implicit(transfer_syntax_uid)
     values = {tag: value for tag, value in values.items() if tag != CHARACTER_SET}
     try:
-        return _Writer(order, implicit, character_set).dataset(values)
+        return _writer(order, implicit, character_set).dataset(values)
     except UnicodeEncodeError:
-        return _Writer(order, implicit, "ISO_IR 192").dataset(values)
+        return _writer(order, implicit, "ISO_IR 192").dataset(values)
+
+
+class _Head(NamedTuple):
+    """How an element of a tag begins: VR, the bytes up to its length, and the length's form."""
+
+    vr: str
+    start: bytes
+    length: struct.Struct
 
 
 class _Writer:
-    """Encodes one answer in one repertoire."""
+    """Encodes answers in one repertoire."""
 
     def __init__(self, order: ByteOrder, implicit: bool, character_set: str) -> None:
         self._order = order
         self._implicit = implicit
         self._character_set = character_set
+        self._heads: dict[int, _Head | None] = {}  # as many as there are attributes
 
     def dataset(self, values: dict[int, Value]) -> bytes:
         """Return the elements, (0008,0005) among them where a repertoire is set."""
@@ -147,26 +158,30 @@ class _Writer:
         return b"".join([self._element(tag, values[tag]) for tag in sorted(values)])
 
     def _element(self, tag: int, value: Value) -> bytes:
-        vr = vr_of(tag)
-        if not vr:
+        try:
+            head = self._heads[tag]
+        except KeyError:
+            head = self._heads[tag] = self._head(tag)
+        if head is None:
             return b""
-        if vr == "SQ":
+        if head.vr == "SQ":
             raw = self._items(value) if isinstance(value, list) else b""
         elif isinstance(value, list):
             raw = b""
         else:
-            raw = self._value(value or "", vr)
-        order = self._order
+            raw = self._value(value, head.vr) if value else b""
+        return head.start + head.length.pack(len(raw)) + raw
+
+    def _head(self, tag: int) -> _Head | None:
+        vr, order = vr_of(tag), self._order
+        if not vr:
+            return None
+        start = order.length.pack(order.raw(tag))
         if self._implicit:
-            return order.implicit_header.pack(order.raw(tag), len(raw)) + raw
-        number = order.vr(vr)
+            return _Head(vr, start, order.length)
         if vr in LONG_VRS:
-            return (
-                order.explicit_header.pack(order.raw(tag), number, 0)
-                + order.length.pack(len(raw))
-                + raw
-            )
-        return order.explicit_header.pack(order.raw(tag), number, len(raw)) + raw
+            return _Head(vr, start + vr.encode() + bytes(2), order.length)
+        return _Head(vr, start + vr.encode(), order.short_length)
 
     def _items(self, items: list[dict[int, Value]]) -> bytes:
         order = self._order
@@ -188,6 +203,11 @@ class _Writer:
         if len(raw) % 2:
             raw += b"\0" if vr == "UI" else b" "
         return raw
+
+
+@lru_cache(maxsize=64)
+def _writer(order: ByteOrder, implicit: bool, character_set: str) -> _Writer:
+    return _Writer(order, implicit, character_set)
 
 
 SHORT_VALUE_BYTES_MAX = 0xFFFE

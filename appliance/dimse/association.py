@@ -12,7 +12,7 @@ Invariants:
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from appliance.archive.extent import Extent
@@ -28,6 +28,9 @@ from appliance.foundation.errors import AssociationLost, Damaged, LimitExceeded
 
 CANCELS_MAX = 256
 _HEADERS_BYTES = pdu.DATA_HEADER_BYTES
+
+Message = tuple[bytes, Buffer | Extent | None]
+"""An encoded command and its dataset."""
 
 
 @dataclass(slots=True)
@@ -247,17 +250,27 @@ class Association:
         peer does not read in time, and when the extent can't be read to its end: nor can the
         message be ended then.
         """
+        self.send_messages(context_id, ((command, dataset),))
+
+    def send_messages(self, context_id: int, messages: Iterable[Message]) -> None:
+        """Send messages as `send_message` does, in as few writes as the limits allow."""
+        pieces = (
+            piece
+            for command, dataset in messages
+            for piece in ((command, pdu.COMMAND), (dataset, 0))
+        )
         try:
-            self._send_pdvs(context_id, command, dataset)
+            self._send_pdvs(context_id, pieces)
         except Damaged as cause:
             raise AssociationLost("send a dataset", self.called_ae, cause.cause) from cause
 
-    def _send_pdvs(self, context_id: int, command: bytes, dataset: Buffer | Extent | None) -> None:
+    def _send_pdvs(
+        self, context_id: int, pieces: Iterable[tuple[Buffer | Extent | None, int]]
+    ) -> None:
         size = self.max_pdu_send_bytes - pdu.PDV_HEADER_BYTES
         batch: list[Buffer] = []
         batch_bytes = 0
         limit = max(self.limits.send_batch_bytes, size)
-        pieces = ((command, pdu.COMMAND), (dataset, 0))
         for data, kind in pieces:
             if data is None:
                 continue

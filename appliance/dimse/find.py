@@ -4,13 +4,20 @@ Decides nothing about matching. Invariants: no key and no answer is logged; a sl
 nothing but this thread, because the archive's generator keeps no transaction between answers.
 """
 
+import time
+
 from appliance.dicom import status, uid
+from appliance.dicom.elements import Value
 from appliance.dicom.identifier import encode_answer
-from appliance.dimse.association import Association
+from appliance.dimse.association import Association, Message
 from appliance.dimse.commands import C_FIND_RQ, Command, encode_response
 from appliance.dimse.query import RELATIONAL, Finder, read_find, unanswered_keys
 from appliance.dimse.service import Service
 from appliance.foundation import log
+
+TOGETHER_S = 0.002
+"""Answers that are found within this time of the last write share the next: a write an answer, and
+a look for a C-CANCEL before each, take longer than finding it."""
 
 _SPECIFIC_CHARACTER_SET = 0x00080005
 _log = log.get("dimse")
@@ -35,30 +42,38 @@ class FindService:
         final = status.SUCCESS
         answers_count = 0
         answers = self._archive.find(query, association.called_ae)
+        waiting: list[Message] = []
+        sent_s = 0.0
         try:
             for values in answers:
+                waiting.append((pending, _encode(values, context.transfer_syntax)))
+                now_s = time.monotonic()
+                if now_s - sent_s < TOGETHER_S:
+                    continue
                 if association.cancelled(command.message_id):
                     final = status.CANCEL
+                    waiting.clear()
                     break
-                character_set = values.get(_SPECIFIC_CHARACTER_SET, "")
-                association.send_message(
-                    command.context_id,
-                    pending,
-                    encode_answer(
-                        values,
-                        context.transfer_syntax,
-                        character_set if isinstance(character_set, str) else "",
-                    ),
-                )
-                answers_count += 1
+                association.send_messages(command.context_id, waiting)
+                answers_count += len(waiting)
+                waiting, sent_s = [], now_s
         finally:
             close = getattr(answers, "close", None)
             if close is not None:
                 close()
             association.forget_cancel(command.message_id)
         association.counters.answered += 1
-        association.send_response(command.context_id, encode_response(command, final))
+        answers_count += len(waiting)
+        waiting.append((encode_response(command, final), None))
+        association.send_messages(command.context_id, waiting)
         _log.info("query_answered", level=query.level, answers_count=answers_count, status=final)
+
+
+def _encode(values: dict[int, Value], transfer_syntax: str) -> bytes:
+    character_set = values.get(_SPECIFIC_CHARACTER_SET, "")
+    return encode_answer(
+        values, transfer_syntax, character_set if isinstance(character_set, str) else ""
+    )
 
 
 def find_service(archive: Finder) -> Service:
