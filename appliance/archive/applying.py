@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from appliance.archive.facts import pack_facts
-from appliance.archive.records import Opened, PackRecord, Record, Rejected, Restored
+from appliance.archive.records import PackRecord, Record, Rejected, Restored
 from appliance.foundation.clock import to_microseconds
 from appliance.index.facts import RecordId
 from appliance.index.writing import WriteTransaction
@@ -27,8 +27,8 @@ def apply_record(
             said = _record_id(record, node, sequence, position)
             for sop_instance_uid in record.sop_instance_uids:
                 txn.restore(said, record.study_instance_uid, sop_instance_uid, record.by)
-        case Opened():
-            pass
+        case _:
+            pass  # of no use to the index
 
 
 def _record_id(record: Rejected | Restored, node: str, sequence: int, position: int) -> RecordId:

@@ -126,4 +126,82 @@ class Restored(msgspec.Struct, frozen=True, tag="restored", tag_field="type"):
     at: str
 
 
-Record = Opened | PackRecord | Rejected | Restored
+class Retained(msgspec.Struct, frozen=True, tag="retention", tag_field="type"):
+    """A pack's lock now ends later, read back: the bucket was changed before this was written."""
+
+    pack_id: str
+    lock_mode: str
+    locked_until_us: int
+    reason: str
+    at: str
+
+
+class Held(msgspec.Struct, frozen=True, tag="hold", tag_field="type"):
+    """A legal hold on a study begins (`on`) or ends. Of a study the latest `at` counts."""
+
+    record_id: str
+    study_instance_uid: str
+    on: bool
+    by: str
+    reason: str
+    at: str
+
+
+class Erased(msgspec.Struct, frozen=True, tag="erased", tag_field="type"):
+    """A pack's version was deleted after its retention had ended: its instances are no more."""
+
+    pack_id: str
+    key: str
+    version_id: str
+    by: str
+    reason: str
+    at: str
+
+
+class Configured(msgspec.Struct, frozen=True, tag="configuration", tag_field="type"):
+    """What a standby needs to stand in for the node; no secret. The latest entry's counts.
+
+    `ae_titles`, `issuer`, `extra_sop_classes`: of `[dicom]`. `peers`: each as in the node's file,
+    by the names and in the units of the model.
+    """
+
+    ae_titles: list[str]
+    issuer: str
+    extra_sop_classes: list[str]
+    peers: list[dict[str, Any]]
+    at: str
+
+
+class KeyRecord(msgspec.Struct, frozen=True, tag="key", tag_field="type"):
+    """From here on objects are encrypted to these recipients, and signed with this key."""
+
+    recipients: list[str]
+    signing: str
+    at: str
+
+
+class Drilled(msgspec.Struct, frozen=True, tag="drill", tag_field="type"):
+    """A restore drill was held: what was taken, what came out right, how long it took."""
+
+    at: str
+    identity: str
+    studies: int
+    instances: int
+    matched: int
+    findings: list[str]
+    first_instance_s: float
+    took_s: float
+
+
+Record = (
+    Opened
+    | PackRecord
+    | Rejected
+    | Restored
+    | Retained
+    | Held
+    | Erased
+    | Configured
+    | KeyRecord
+    | Drilled
+)

@@ -28,7 +28,7 @@ from appliance.archive.index_condition import IndexCondition
 from appliance.archive.layout import Layout, pack_created_at, packs_in
 from appliance.archive.ledger import Ledger
 from appliance.archive.problem import Problem
-from appliance.archive.records import Opened, PackRecord, Record, Rejected, Restored
+from appliance.archive.records import Opened, PackRecord, Record
 from appliance.archive.upload import PackUpload
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, isoformat
@@ -162,7 +162,7 @@ class Uplink:
             for pack_id in pack_ids & self._waiting.keys():
                 self._waiting[pack_id] = (Lane.URGENT, pack_id)
 
-    def record(self, record: Rejected | Restored, on_written: Callable[[], None]) -> None:
+    def record(self, record: Record, on_written: Callable[[], None] | None = None) -> None:
         """Queue a record for the next ledger entry; `on_written` is called once it is there."""
         self._queue(Queued(record, on_written))
 

@@ -16,6 +16,7 @@ from appliance.archive.evict import Evictor
 from appliance.archive.indexer import mark_found
 from appliance.archive.ledger import Ledger
 from appliance.archive.pins import Pins
+from appliance.archive.problem import Problem
 from appliance.archive.recall import Recaller, clear_abandoned
 from appliance.archive.requests import RequestBox
 from appliance.archive.retention import Retention
@@ -113,7 +114,12 @@ class _Uplink:
             parts.clock, parts.index, RequestBox(parts.files, parts.layout.requests),
             self._uplink, self._evictor, recaller, pins, config.node.name,
         )  # fmt: skip
-        self._evict_problem: AzekuraError | None = None
+        self._evict_problem: Problem | None = None
+        # Whoever finds something wrong that status should show is asked by `_tell`.
+        self._problem_sources: list[Callable[[], list[Problem]]] = [
+            self._uplink.problems,
+            lambda: [self._evict_problem] if self._evict_problem is not None else [],
+        ]
         self._threads = [
             self._loop("control", CONTROL_S, self._control.run_once),
             self._loop("bucket", BUCKET_S, self._bucket.look_if_due),
@@ -166,7 +172,7 @@ class _Uplink:
         except StorageFailed:
             raise
         except AzekuraError as error:
-            self._evict_problem = error
+            self._evict_problem = Problem("evict", str(error), error.hint)
         else:
             self._evict_problem = None
 
@@ -181,10 +187,7 @@ class _Uplink:
     def _tell(self) -> None:
         """Write what only this process knows, and take a changed throttle."""
         self._take_changes()
-        problems = [each.document() for each in self._uplink.problems()]
-        if self._evict_problem is not None:
-            error = self._evict_problem
-            problems.append({"condition": "evict", "sentence": str(error), "hint": error.hint})
+        problems = [each.document() for source in self._problem_sources for each in source()]
         throttle = self._parts.throttle
         write_uplink_status(
             self._parts.files,
