@@ -158,7 +158,7 @@ class Ingest:
             known, good = self._known_versions(sop_instance_uid, version)
             if good:
                 return
-            self._space.claim(len(dataset))
+            self._space.claim(len(dataset), sender.calling_ae)
             name = member_name(
                 identity.series_instance_uid,
                 sop_instance_uid,
@@ -207,7 +207,7 @@ class Ingest:
         """Begin an instance that is too large to hold; OutOfSpace at once or while it grows."""
         if self._failure is not None:
             raise self._failure
-        self._space.claim(LARGE_INSTANCE_BYTES)
+        self._space.claim(LARGE_INSTANCE_BYTES, sender.calling_ae)
         meta = build_file_meta(
             sop_class_uid, sop_instance_uid, transfer_syntax_uid, sender.calling_ae
         )
@@ -286,12 +286,14 @@ class Ingest:
         member.begin(meta)
         return member
 
-    def write_streamed(self, member: StreamedMember, chunk: memoryview, claim_bytes: int) -> None:
-        """Append to a growing stream, having counted `claim_bytes` more in."""
+    def write_streamed(
+        self, member: StreamedMember, chunk: memoryview, claim_bytes: int, calling_ae: str
+    ) -> None:
+        """Append to a peer's growing stream, having counted `claim_bytes` more in."""
         if self._failure is not None:
             raise self._failure
         if claim_bytes:
-            self._space.claim(claim_bytes)
+            self._space.claim(claim_bytes, calling_ae)
         with self._failing():
             member.write(chunk)
 
@@ -350,7 +352,7 @@ class InstanceStream:
         claim_bytes = 0
         while self._member.length + len(chunk) > self._claimed_bytes + claim_bytes:
             claim_bytes += LARGE_INSTANCE_BYTES
-        self._ingest.write_streamed(self._member, chunk, claim_bytes)
+        self._ingest.write_streamed(self._member, chunk, claim_bytes, self.sender.calling_ae)
         self._claimed_bytes += claim_bytes
 
     def finish(self) -> None:

@@ -17,8 +17,16 @@ PACK_ID_LENGTH = 26
 
 def new_pack_id(at_ms: int | None = None) -> str:
     """Return 26 characters: 48 bits of milliseconds, then 80 random bits; sorts by time."""
-    moment = time.time_ns() // 1_000_000 if at_ms is None else at_ms
-    number = (moment & (2**48 - 1)) << 80 | secrets.randbits(80)
+    return _pack_id(time.time_ns() // 1_000_000 if at_ms is None else at_ms, secrets.randbits(80))
+
+
+def first_pack_id(at: datetime) -> str:
+    """Return the least id that a pack of that moment can have."""
+    return _pack_id(int(at.timestamp() * 1000), 0)
+
+
+def _pack_id(moment_ms: int, drawn: int) -> str:
+    number = (moment_ms & (2**48 - 1)) << 80 | drawn
     return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
 
 

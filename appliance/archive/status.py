@@ -10,8 +10,11 @@ from typing import Any
 
 import msgspec
 
+from appliance.archive.forecast import forecast
+from appliance.archive.history import read_history
 from appliance.archive.index_condition import IndexCondition
 from appliance.archive.layout import Layout
+from appliance.archive.space import reserve_bytes
 from appliance.config.model import Config
 from appliance.foundation.clock import Clock, to_microseconds
 from appliance.foundation.errors import IndexDamaged, UnsupportedFormat
@@ -21,11 +24,14 @@ from appliance.index.records import Totals
 
 STALE_S = 10.0
 DISTRUST_S = 86400.0
-RATE_LEAST_BYTES_PER_S = 1.0
 _FIGURES = (
     "studies", "instances", "pending_instances", "pending_bytes", "oldest_pending_age_s",
-    "cached_bytes", "capacity_bytes", "time_to_full_s", "time_to_drain_s",
+    "cached_bytes", "capacity_bytes",
 )  # fmt: skip
+_FORECASTS = (
+    "time_to_full_s", "time_to_drain_s", "time_to_drain_from", "intake_bytes_per_s",
+)  # fmt: skip
+_DEAD = ("down", "unknown")
 
 
 class UplinkStatus(msgspec.Struct):
@@ -72,7 +78,12 @@ def bucket_trusted(layout: Layout, clock: Clock) -> bool:
 
 
 def node_status(
-    config: Config, layout: Layout, index: Index, clock: Clock, condition: IndexCondition
+    config: Config,
+    layout: Layout,
+    index: Index,
+    clock: Clock,
+    condition: IndexCondition,
+    files: FileSystem | None = None,
 ) -> dict[str, Any]:
     """Return the document of `status --json`: bytes, seconds, null for what is unknown.
 
@@ -99,11 +110,14 @@ def node_status(
     if index_problem is not None:
         problems.insert(0, index_problem.document())
     rate = uplink.upload_rate_bytes_per_s if uplink is not None and alive else 0.0
+    link = uplink.link if uplink is not None and alive else "unknown"
+    free_bytes = (files or FileSystem()).free_bytes(layout.data_dir)
     return {
         "node": config.node.name,
         "role": config.node.role,
-        "link": uplink.link if uplink is not None and alive else "unknown",
-        **_figures(config, counts, now, rate),
+        "link": link,
+        **_figures(config, counts, now),
+        **_outlook(config, layout, counts, now, free_bytes, rate, nothing_leaves=link in _DEAD),
         "ledger_sequence": uplink.ledger_sequence if uplink is not None else 0,
         "upload_rate_bytes_per_s": round(rate, 1),
         "throttle_bytes_per_s": uplink.throttle_bytes_per_s if uplink is not None else None,
@@ -111,37 +125,46 @@ def node_status(
     }
 
 
-def _figures(
-    config: Config, counts: Totals | None, now: datetime, rate_bytes_per_s: float
-) -> dict[str, Any]:
+def _figures(config: Config, counts: Totals | None, now: datetime) -> dict[str, Any]:
     if counts is None:
         return dict.fromkeys(_FIGURES) | {"capacity_bytes": config.cache.capacity_bytes}
-    oldest_us = counts.oldest_pending_us
-    age_s = round((to_microseconds(now) - oldest_us) / 1e6, 1) if oldest_us else None
-    pending_bytes = counts.pending_bytes
-    to_drain_s = 0.0 if not pending_bytes else None
-    if pending_bytes and rate_bytes_per_s >= RATE_LEAST_BYTES_PER_S:
-        to_drain_s = round(pending_bytes / rate_bytes_per_s, 1)
-    to_full_s = _time_to_full_s(config, pending_bytes, oldest_us, now, rate_bytes_per_s)
     values = (
-        counts.studies, counts.instances, counts.pending_instances, pending_bytes, age_s,
-        counts.cached_bytes, config.cache.capacity_bytes, to_full_s, to_drain_s,
+        counts.studies, counts.instances, counts.pending_instances, counts.pending_bytes,
+        oldest_age_s(counts, now), counts.cached_bytes, config.cache.capacity_bytes,
     )  # fmt: skip
     return dict(zip(_FIGURES, values, strict=True))
 
 
-def _time_to_full_s(
-    config: Config, pending_bytes: int, oldest_us: int, now: datetime, rate_bytes_per_s: float
-) -> float | None:
-    """Return when pending packs alone fill the cache at the present pace; None when never.
+def oldest_age_s(counts: Totals, now: datetime) -> float | None:
+    """Return how long the oldest pending pack has waited, None where nothing does."""
+    oldest_us = counts.oldest_pending_us
+    return round((to_microseconds(now) - oldest_us) / 1e6, 1) if oldest_us else None
 
-    Verified packs are evicted before, so only what is pending counts.
-    """
-    if not oldest_us or not pending_bytes:
-        return None
-    age_s = max(1.0, (to_microseconds(now) - oldest_us) / 1e6)
-    growth = pending_bytes / age_s - rate_bytes_per_s
-    if growth <= 0:
-        return None
-    left = max(0, config.cache.capacity_bytes - pending_bytes)
-    return round(left / growth, 1)
+
+def _outlook(
+    config: Config,
+    layout: Layout,
+    counts: Totals | None,
+    now: datetime,
+    free_bytes: int,
+    rate_bytes_per_s: float,
+    *,
+    nothing_leaves: bool,
+) -> dict[str, Any]:
+    """Return the forecasts. Verified packs are evicted for new ones: only what is pending fills."""
+    if counts is None:
+        return dict.fromkeys(_FORECASTS)
+    pending, capacity = counts.pending_bytes, config.cache.capacity_bytes
+    on_disk = pending + counts.cached_bytes + free_bytes - reserve_bytes(capacity)
+    found = forecast(
+        read_history(layout), now, config.node.zone, config.cloud.throttle, pending,
+        max(0, min(capacity, on_disk) - pending),
+        link_down=nothing_leaves, sending_bytes_per_s=rate_bytes_per_s,
+    )  # fmt: skip
+    intake = found.intake_bytes_per_s
+    values = (
+        found.time_to_full_s, found.time_to_drain_s,
+        "the return of the line" if found.after_return else "now",
+        None if intake is None else round(intake, 1),
+    )  # fmt: skip
+    return dict(zip(_FORECASTS, values, strict=True))

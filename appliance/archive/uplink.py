@@ -13,6 +13,7 @@ Invariants:
   still to be put.
 - While ForeignWriter or an unfit bucket stands, no upload starts and no entry is written; receiving
   goes on.
+- Which pack goes next is the rule of `turns`.
 Threads: `upload_workers` take packs to the bucket, one thread writes the ledger; `_lock` guards the
 two queues and the set of packs in work.
 """
@@ -25,10 +26,11 @@ from typing import NamedTuple
 from appliance.archive.applying import apply_record
 from appliance.archive.bucket_watch import BucketWatch
 from appliance.archive.index_condition import IndexCondition
-from appliance.archive.layout import Layout, pack_created_at, packs_in
+from appliance.archive.layout import Layout, packs_in
 from appliance.archive.ledger import Ledger
 from appliance.archive.problem import Problem
 from appliance.archive.records import Opened, PackRecord, Record
+from appliance.archive.turns import Turns
 from appliance.archive.upload import PackUpload
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, isoformat
@@ -45,6 +47,7 @@ from appliance.foundation.errors import (
 from appliance.foundation.files import FileSystem
 from appliance.index.index import Index
 from appliance.index.writing import WriteTransaction
+from appliance.packs.reader import PackReader
 from appliance.packs.sealing import seal
 from appliance.remote.link import Backoff
 from appliance.remote.store import Lane
@@ -54,7 +57,6 @@ SCAN_S = 0.5
 LEDGER_BATCH_S = 2.0
 LEDGER_BATCH_BYTES = 4 * 2**20
 RECORD_BYTES_PER_INSTANCE = 400
-NEW_FOR_S = 3600.0
 MISCONFIGURED_RETRY_S = 60.0
 
 _log = log.get("uplink")
@@ -97,12 +99,13 @@ class Uplink:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
-        self._waiting: dict[str, tuple[int, str]] = {}
+        self._waiting = Turns()
         self._in_work: set[str] = set()
         self._urgent: set[str] = set()
         self._settled: set[str] = set()
         self._records: list[Queued] = []
         self._records_since_s = 0.0
+        self._drained_bytes = 0
         self._problems: dict[str, Problem] = {}
         self._ledger_ready = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -155,12 +158,27 @@ class Uplink:
         """The last ledger sequence that the bucket has."""
         return self._ledger.sequence
 
+    @property
+    def drained_bytes(self) -> int:
+        """Bytes of the packs that became verified since the start."""
+        return self._drained_bytes
+
+    @property
+    def backlogged(self) -> bool:
+        """Whether packs wait for a worker that is free."""
+        return bool(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a pack is on its way, to the bucket or into the ledger."""
+        return bool(self._in_work)
+
     def hurry(self, pack_ids: set[str]) -> None:
         """Put packs into the urgent lane: somebody waits for them to be verified."""
         with self._work:
             self._urgent |= pack_ids
-            for pack_id in pack_ids & self._waiting.keys():
-                self._waiting[pack_id] = (Lane.URGENT, pack_id)
+            for pack_id in pack_ids:
+                self._waiting.hurry(pack_id)
 
     def record(self, record: Record, on_written: Callable[[], None] | None = None) -> None:
         """Queue a record for the next ledger entry; `on_written` is called once it is there."""
@@ -214,25 +232,28 @@ class Uplink:
                 self._clear(f"pack:{pack_id}")
 
     def _find_pending(self) -> None:
-        unsettled = [each for each in packs_in(self._layout.sealed) if each not in self._settled]
+        sealed = packs_in(self._layout.sealed)
+        with self._lock:
+            unknown = [
+                pack_id
+                for pack_id in sealed
+                if not (
+                    pack_id in self._settled or pack_id in self._waiting or pack_id in self._in_work
+                )
+            ]
         pending = []
         with self._index.read() as view:
-            for pack_id in unsettled:
+            for pack_id in unknown:
                 row = view.pack(pack_id)
                 if row is not None and row.cloud is not None:
                     self._settled.add(pack_id)
                 else:
                     pending.append(pack_id)
-        now = self._clock.now()
+        senders = {pack_id: pack_sender(self._layout.sealed_path(pack_id)) for pack_id in pending}
         with self._work:
-            for pack_id in pending:
-                if pack_id in self._in_work or pack_id in self._waiting:
-                    continue
-                age_s = (now - pack_created_at(pack_id)).total_seconds()
-                lane = Lane.NEW if age_s < NEW_FOR_S else Lane.BACKFILL
-                self._waiting[pack_id] = (
-                    Lane.URGENT if pack_id in self._urgent else lane, pack_id,
-                )  # fmt: skip
+            for pack_id, sender in senders.items():
+                if pack_id not in self._in_work:
+                    self._waiting.add(pack_id, sender, urgent=pack_id in self._urgent)
             self._work.notify_all()
 
     # --- uploading
@@ -285,8 +306,7 @@ class Uplink:
             while not self._stop.is_set():
                 ready = self._knows_all and "ledger" not in self._problems and self._may_send
                 if self._waiting and ready:
-                    pack_id = min(self._waiting, key=lambda each: self._waiting[each])
-                    lane, _ = self._waiting.pop(pack_id)
+                    lane, pack_id = self._waiting.take(self._clock.now())
                     self._in_work.add(pack_id)
                     return lane, pack_id
                 self._work.wait(1.0)
@@ -390,6 +410,7 @@ class Uplink:
             if isinstance(queued.record, PackRecord):
                 pack_id = queued.record.pack_id
                 self._upload.forget(pack_id)
+                self._drained_bytes += queued.record.plain_size_bytes
                 with self._lock:
                     self._in_work.discard(pack_id)
                     self._urgent.discard(pack_id)
@@ -446,6 +467,16 @@ class Uplink:
         with self._lock:
             if self._problems.pop(condition, None) is not None:
                 _log.info("problem_over", condition=condition)
+
+
+def pack_sender(path: str) -> str:
+    """Return the AE title that sent the first member of a pack, "" when it can't be read."""
+    try:
+        with PackReader(path) as reader:
+            first = next(reader.members(), None)
+    except (AzekuraError, OSError):
+        return ""  # whoever uploads it says what is wrong
+    return first.provenance.calling_ae if first is not None else ""
 
 
 def record_bytes(record: Record) -> int:

@@ -36,6 +36,8 @@ def _text(found: dict[str, Any]) -> str:
     count = found["pending_instances"]
     oldest = duration("oldest_pending_age_s", "none")
     empty = duration("time_to_drain_s", "unknown")
+    if found["time_to_drain_s"] and found["time_to_drain_from"] != "now":
+        empty += f" from {found['time_to_drain_from']}"
     full = duration("time_to_full_s", "no foreseeable time")
     lines = [
         f"{found['node']} ({found['role']}), link {found['link']}",

@@ -50,7 +50,8 @@ from appliance.config.values import (
 )
 from appliance.foundation.errors import ConfigurationError
 
-DAY_S = 86400.0
+HOUR_S = 3600.0
+DAY_S = 24 * HOUR_S
 YEAR_S = 365.25 * DAY_S
 MIB = 2**20
 ANY_TITLE = "*"
@@ -365,6 +366,34 @@ class Cloud(Table):
     throttle: Throttle = Field(Throttle(), description="How fast the node may send.")
 
 
+class Alarms(Table):
+    """From where on the backlog is a problem that `azekura status` shows until it is over."""
+
+    time_to_full_s: Annotated[DurationS, Field(ge=60)] = Field(
+        4 * HOUR_S,
+        alias="time_to_full",
+        description="The disk will be full of what is pending in less than this.",
+    )
+    time_to_drain_s: Annotated[DurationS, Field(ge=60)] = Field(
+        3 * DAY_S,
+        alias="time_to_drain",
+        description="The backlog needs longer than this, counted from the return of the line.",
+    )
+    pending_age_s: Annotated[DurationS, Field(ge=60)] = Field(
+        1 * HOUR_S,
+        alias="pending_age",
+        description="What has waited longest to reach the bucket has waited longer than this.",
+    )
+    link_down_s: Annotated[DurationS, Field(ge=1)] = Field(
+        15 * 60.0, alias="link_down", description="The line has been down for longer than this."
+    )
+    room: Fraction = Field(
+        0.10,
+        description="Less than this part of what packs may use is left for new instances, "
+        "everything verified being evicted.",
+    )
+
+
 class Keys(Table):
     """Who can read the archive, and with what this node signs. No secret is in this file."""
 
@@ -408,6 +437,7 @@ class Config(Table):
     cache: Cache = Field(description="The local cache.")
     packs: Packs = Field(Packs(), description="When packs close.")
     cloud: Cloud = Field(description="The bucket.")
+    alarms: Alarms = Field(Alarms(), description="When the backlog is a problem.")
     keys: Keys = Field(Keys(), description="Recipients, identity and signing key.")
     web: Web = Field(Web(), description="The web interface.")
 

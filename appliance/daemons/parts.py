@@ -9,7 +9,7 @@ from appliance.archive.commitment import NOT_KNOWN_YET, Reached
 from appliance.archive.index_condition import IndexCondition
 from appliance.archive.layout import Layout
 from appliance.archive.rungs import reached
-from appliance.archive.space import Space
+from appliance.archive.space import SHORT_FRACTION, Space
 from appliance.archive.status import bucket_trusted
 from appliance.config.model import Config
 from appliance.foundation.clock import Clock, SystemClock
@@ -48,7 +48,13 @@ class Parts:
 
     def space(self) -> Space:
         """Return the disk space of this node, measured now."""
-        return Space(self.files, self.layout, self.config.cache.capacity_bytes, self.clock)
+        cache = self.config.cache
+        peers = [each.ae_title for each in self.config.dicom.peers if each.may("store")]
+        return Space(
+            self.files, self.layout, cache.capacity_bytes, self.clock, peers,
+            # Short is what eviction could not keep free.
+            min(SHORT_FRACTION, (1.0 - cache.high_water) / 2),
+        )  # fmt: skip
 
     def store(self) -> S3Store:
         """Return the bucket; no request is made yet."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from appliance import __version__
 from appliance.archive.abandoned import recover_abandoned
+from appliance.archive.backlog import BacklogWatch
 from appliance.archive.bucket_watch import BucketWatch
 from appliance.archive.control import Control
 from appliance.archive.evict import Evictor
@@ -40,6 +41,7 @@ STATUS_S = 1.0
 BUCKET_S = 1.0
 INDEX_WAIT_S = 2.0
 EVICT_S = 5.0
+BACKLOG_S = 30.0
 RECOVER_S = 10.0
 
 ORPHAN_S = 3600.0
@@ -114,10 +116,15 @@ class _Uplink:
             parts.clock, parts.index, RequestBox(parts.files, parts.layout.requests),
             self._uplink, self._evictor, recaller, pins, config.node.name,
         )  # fmt: skip
+        self._backlog = BacklogWatch(
+            parts.files, parts.clock, parts.layout, parts.index, space, self._uplink,
+            parts.throttle, self._link, config.alarms, parts.condition,
+        )  # fmt: skip
         self._evict_problem: Problem | None = None
         # Whoever finds something wrong that status should show is asked by `_tell`.
         self._problem_sources: list[Callable[[], list[Problem]]] = [
             self._uplink.problems,
+            self._backlog.problems,
             lambda: [self._evict_problem] if self._evict_problem is not None else [],
         ]
         self._threads = [
@@ -125,6 +132,7 @@ class _Uplink:
             self._loop("bucket", BUCKET_S, self._bucket.look_if_due),
             self._loop("status", STATUS_S, self._tell),
             self._loop("evict", EVICT_S, self._evict),
+            self._loop("backlog", BACKLOG_S, self._backlog.look),
             self._loop("recover", RECOVER_S, self._recover),
             self._loop("orphans", ORPHAN_S, self._abort_orphans),
         ]

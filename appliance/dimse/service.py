@@ -28,6 +28,7 @@ from appliance.foundation.errors import (
     DatasetNotUnderstood,
     LimitExceeded,
     OutOfSpace,
+    ShareUsed,
     StorageFailed,
 )
 
@@ -137,6 +138,7 @@ _COMMENTS: tuple[tuple[type[AzekuraError], str], ...] = (
     (DatasetNotUnderstood, "the dataset does not parse in its transfer syntax"),
     (DatasetMismatch, "command and dataset disagree, or a UID is missing"),
     (LimitExceeded, "past a limit of this node"),
+    (ShareUsed, "the disk is nearly full, and your share of it used"),
     (OutOfSpace, "the disk is full; try again later"),
     (Busy, "busy; try again later"),
     (CloudError, "the cloud copy can't be reached; try again later"),

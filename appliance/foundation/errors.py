@@ -11,6 +11,7 @@ AzekuraError
 ├── NotFound                   nothing here has that name
 ├── Busy                       somebody else holds the lock; try again
 ├── OutOfSpace                 the reserve would be touched, or the disk is full       0xA700
+│   └── ShareUsed              little room is left, and a peer has used its share of it
 ├── StorageFailed              the disk failed a write or a flush: the daemon stops
 ├── Damaged                    stored bytes are not what was stored
 │   └── IndexDamaged           the index's own: nothing is lost, it is made anew
@@ -105,6 +106,10 @@ class OutOfSpace(AzekuraError):
     """The reserve would be touched, or the file system is full."""
 
     retry = True
+
+
+class ShareUsed(OutOfSpace):
+    """Little room is left, and this peer has used its share of it; others have theirs."""
 
 
 class StorageFailed(AzekuraError):

@@ -120,6 +120,18 @@ class Throttle:
         self._bucket = TokenBucket(1.0, 1.0, self._looked_s)
         self._apply(self._rate, self._looked_s)
 
+    @property
+    def timetable(self) -> Timetable:
+        """The timetable in force."""
+        with self._lock:
+            return self._timetable
+
+    @property
+    def timezone(self) -> tzinfo:
+        """The time zone of the timetable."""
+        with self._lock:
+            return self._timezone
+
     def rate_now_bytes_per_s(self) -> float | None:
         """Return the rate of this moment, None for no limit."""
         with self._lock:

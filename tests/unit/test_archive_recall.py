@@ -299,6 +299,7 @@ def test_a_removed_lock_file_is_no_lock(box: Box, evicted: str) -> None:
 def test_a_full_cache_is_read_past(box: Box, evicted: str) -> None:
     """No room to keep it, and no waiting for room: what was asked for is served."""
     box.space.capacity_bytes = 1
+    box.space.measure()
     fetch = box.recaller.begin(evicted, _cloud(box, evicted), [_range(box, 1)])
     assert fetch.part_path is None
     assert bytes(fetch.read(*_range(box, 1))) == sample(1, 1, 1_100_000).dataset

@@ -18,6 +18,7 @@ from appliance.foundation.errors import (
 )
 from appliance.foundation.files import FileSystem
 from appliance.remote.link import Backoff
+from appliance.remote.store import Lane
 from tests.support.archive_box import Box, entries, packs_named, restarted, sample
 from tests.support.fake_store import Fault, lost_answer, no_answer
 from tests.support.manual_clock import ManualClock
@@ -99,7 +100,7 @@ def test_a_pack_verified_meanwhile_is_not_uploaded_again(box: Box) -> None:
     uplink = box.uplink
     assert uplink._upload_one(lane, pack_id, Backoff()) == 0.0
     box.write_ledger()
-    uplink._waiting[pack_id] = (lane, pack_id)  # what the stale look would do
+    uplink._waiting.add(pack_id, "")  # what the stale look would do
     assert uplink._upload_one(*uplink._take(), Backoff()) == 0.0
     assert uplink._records == []
     assert uplink._in_work == set()
@@ -148,7 +149,7 @@ def test_a_strangers_object_stands_in_the_way_of_one_pack_only(box: Box) -> None
     box.write_ledger()
     assert packs_named(box.store, box.recovery) == [second]
     uplink._find_pending()
-    assert uplink._waiting == {}
+    assert len(uplink._waiting) == 0
 
 
 def test_a_pack_that_cannot_be_read_is_named_and_kept(box: Box) -> None:
@@ -228,7 +229,7 @@ def test_a_foreign_entry_stops_uploads_and_says_so(box: Box) -> None:
     assert _conditions(uplink) == {"ledger"}
     assert box.pack(box.pack_ids()[0]).state == "pending"
     uplink._stop.clear()
-    uplink._waiting["x"] = (0, "x")
+    uplink._waiting.add("x", "")
     timer = threading.Timer(0.1, uplink.stop)
     timer.start()
     assert uplink._take() is None
@@ -256,7 +257,7 @@ def test_sealing_needs_no_bucket(box: Box) -> None:
     uplink._clock = _StopsWhenWaited(uplink)
     uplink._run_scan()
     assert len(box.sealed_ids()) == 1
-    assert uplink._waiting == {}
+    assert len(uplink._waiting) == 0
 
 
 def test_an_unexpected_error_ends_the_daemon(box: Box) -> None:
@@ -297,7 +298,7 @@ def test_old_packs_are_backfill(box: Box) -> None:
     uplink._clock = ManualClock(uplink._clock.now())
     uplink._clock.advance(365 * 86400.0)
     uplink._find_pending()
-    assert [lane.name for lane, _ in uplink._waiting.values()] == ["BACKFILL"]
+    assert uplink._take()[0] is Lane.BACKFILL
 
 
 def test_the_threads_bring_everything_to_verified(box: Box) -> None:
