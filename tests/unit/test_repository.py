@@ -29,6 +29,7 @@ _FORBIDDEN = (
     "FIX" + "ME",
 )
 _TEXT_ENDINGS = (".py", ".md", ".toml", ".txt", ".in", ".sh", ".service", ".json", ".yml", "")
+_WORKTREE = ".git"  # a file in a worktree, that says where the repository lies
 _SKIPPED_FOLDERS = {"build", "demo-data", "var"}
 _MARKDOWN_LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
@@ -51,7 +52,9 @@ def _text_files() -> Iterator[str]:
             and not name.endswith((".egg-info", "__pycache__"))
         ]
         for name in names:
-            if os.path.splitext(name)[1] in _TEXT_ENDINGS and not name.startswith(".coverage"):
+            if name == _WORKTREE or name.startswith(".coverage"):
+                continue
+            if os.path.splitext(name)[1] in _TEXT_ENDINGS:
                 yield os.path.relpath(os.path.join(place, name), ROOT)
 
 
