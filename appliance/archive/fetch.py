@@ -20,9 +20,16 @@ from collections.abc import Callable, Sequence
 from appliance.archive.extent import Extent
 from appliance.foundation import log
 from appliance.foundation.clock import Clock
-from appliance.foundation.errors import AzekuraError, Busy, Damaged
+from appliance.foundation.errors import (
+    AzekuraError,
+    Busy,
+    CloudError,
+    Damaged,
+    DecryptionFailed,
+)
 from appliance.foundation.files import FileSystem
 from appliance.index.facts import CloudFacts
+from appliance.remote.replicas import copies_of
 from appliance.remote.store import Lane, ObjectStore
 from appliance.seal.age import CHUNK_BYTES, SEALED_CHUNK_BYTES, AgeRange
 
@@ -61,7 +68,7 @@ class PackFetch:
         """`part_path`: where the pack is kept; None when it is only read past."""
         self.pack_id = pack_id
         self.part_path = part_path
-        self._store = store
+        self._sources = copies_of(store)
         self._cloud = cloud
         self._age = AgeRange(cloud.file_key, cloud.age_header, cloud.size)
         self.size = self._age.plaintext_length
@@ -199,8 +206,7 @@ class PackFetch:
         try:
             low, high = self._age.ciphertext_range(start, end)
             sealed, plain = buffers.sealed[: high - low], buffers.plain
-            self._store.get_into(sealed, self._cloud.key, self._cloud.version_id, low, Lane.URGENT)
-            size = self._age.decrypt_into(sealed, first, plain)
+            size = self._fill(sealed, low, first, plain)
             self._files.pwritev(self._file.fd, [plain[:size]], start)
         except AzekuraError as error:
             self._failed(first, last, began_s, error)
@@ -219,6 +225,25 @@ class PackFetch:
                 self._condition.notify_all()
             return True
         return False
+
+    def _fill(self, sealed: memoryview, low: int, first: int, plain: memoryview) -> int:
+        """Decrypt the chunks from `first` on; return how many bytes they are.
+
+        What is not authentic is asked of the bucket's replicas, one after the other.
+        """
+        damage: DecryptionFailed | None = None
+        for source in self._sources:
+            try:
+                source.get_into(sealed, self._cloud.key, self._cloud.version_id, low, Lane.URGENT)
+                return self._age.decrypt_into(sealed, first, plain)
+            except DecryptionFailed as error:
+                _log.error("cloud_copy_damaged", pack=self.pack_id)
+                damage = error
+            except CloudError:
+                if damage is None:
+                    raise
+        assert damage is not None
+        raise damage
 
     def _failed(self, first: int, last: int, began_s: float, error: AzekuraError) -> None:
         with self._condition:

@@ -50,8 +50,10 @@ class Selection(Sequence[Retrievable]):
 
     def _listed(self) -> list[Retrievable]:
         if self._all is None:
-            # What arrived in between was not counted, and is not sent.
-            rest = [each for each in self._load() if each != self._first]
+            # What arrived in between was not counted, and is not sent. The first may lie elsewhere
+            # by now: its pack may have come back from the bucket while it was sent.
+            sent = self._first.sop_instance_uid
+            rest = [each for each in self._load() if each.sop_instance_uid != sent]
             self._all = [self._first, *rest[: self._count - 1]]
         return self._all
 

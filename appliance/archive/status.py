@@ -45,6 +45,7 @@ class UplinkStatus(msgspec.Struct):
     throttle_bytes_per_s: float | None
     problems: list[dict[str, str]]
     bucket_trusted: bool = True
+    replicas: list[dict[str, str]] = []
 
 
 def _path(layout: Layout) -> str:
@@ -121,6 +122,7 @@ def node_status(
         "ledger_sequence": uplink.ledger_sequence if uplink is not None else 0,
         "upload_rate_bytes_per_s": round(rate, 1),
         "throttle_bytes_per_s": uplink.throttle_bytes_per_s if uplink is not None else None,
+        "replicas": list(uplink.replicas) if uplink is not None and alive else [],
         "problems": problems,
     }
 

@@ -46,6 +46,7 @@ def _text(found: dict[str, Any]) -> str:
         f"cache     {cached} of {capacity}, full in {full}",
         f"upload    {rate}/s, throttle {limit}, ledger at {found['ledger_sequence']}",
     ]
+    lines += [f"replica   {each['name']}, link {each['link']}" for each in found["replicas"]]
     lines += [f"problem   {each['sentence']}" for each in found["problems"]]
     return "\n".join(lines)
 

@@ -65,7 +65,7 @@ def rebuild_index(context: typer.Context) -> None:
     ):
         counts = rebuild(
             parts.layout, parts.index, call.config.node.name, parts.identities(),
-            parts.store(), advance,
+            parts.reading_store(), advance,
         )  # fmt: skip
         with parts.index.read() as view:
             held = view.counts()

@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from appliance.config.model import Config, Peer
+    from appliance.config.model import Cloud, Config, Peer, Replica
     from appliance.config.values import Permission
 
 MINUTES_PER_WEEK = 7 * 1440
@@ -188,6 +188,33 @@ def _cloud(config: Config) -> Iterator[Finding]:
         yield Finding(
             region, "is needed for AWS; write it like 'ap-northeast-1'", (region, endpoint)
         )
+    yield from _replicas(config)
+
+
+def _replicas(config: Config) -> Iterator[Finding]:
+    taken = {_where(config.cloud): "the bucket itself"}
+    for number, replica in enumerate(config.cloud.replicas):
+        base: Place = ("cloud", "replicas", number)
+        region: Place = (*base, "region")
+        endpoint: Place = (*base, "endpoint_url")
+        if not replica.region and not replica.endpoint_url:
+            yield Finding(
+                region, "is needed for AWS; write it like 'eu-central-1'", (region, endpoint)
+            )
+        other = taken.setdefault(_where(replica), f"replicas[{number}]")
+        if other != f"replicas[{number}]":
+            place: Place = (*base, "bucket")
+            yield Finding(
+                place,
+                f"is {other}; a replica lies elsewhere",
+                (place, region, endpoint, (*base, "prefix"), ("cloud",)),
+            )
+
+
+def _where(table: Cloud | Replica) -> tuple[str, str, str, str]:
+    # A custom endpoint has one region, whatever it is called.
+    region = "" if table.endpoint_url else table.region
+    return table.endpoint_url, region, table.bucket, table.prefix
 
 
 def _windows(config: Config) -> Iterator[Finding]:

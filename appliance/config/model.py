@@ -344,6 +344,31 @@ class Throttle(Table):
         return self.rate_bytes_per_s
 
 
+class Replica(Table):
+    """A copy of the bucket in another region or at another provider, only ever read.
+
+    The provider's replication, or somebody else, keeps it up to date. Reads go there while the
+    bucket can't be reached, and for an object that it lacks or that is damaged there. Nothing is
+    ever evicted, verified or committed by its word.
+    """
+
+    endpoint_url: Endpoint = Field(
+        "", description="The object store's URL; empty for AWS in `region`."
+    )
+    region: Text = Field("", description="The replica's region. Needed for AWS.")
+    bucket: Bucket = Field(description="The replica's bucket.")
+    prefix: Prefix = Field("", description="What every key begins with there.")
+    profile: Text = Field(
+        "",
+        description="The AWS profile whose credentials read it; empty for those of the bucket.",
+    )
+
+    @property
+    def name(self) -> str:
+        """How people are told of it."""
+        return f"{self.bucket} at {self.endpoint_url or self.region}"
+
+
 class Cloud(Table):
     """The bucket. Credentials come from the usual AWS places, never from this file."""
 
@@ -364,6 +389,9 @@ class Cloud(Table):
         description="How long an object stays locked from its upload on.",
     )
     throttle: Throttle = Field(Throttle(), description="How fast the node may send.")
+    replicas: Annotated[tuple[Replica, ...], Field(max_length=4)] = Field(
+        (), description="Copies of the bucket elsewhere, in the order in which they are read."
+    )
 
 
 class Alarms(Table):

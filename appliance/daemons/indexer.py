@@ -22,6 +22,7 @@ from appliance.daemons.running import Running, die_with_parent
 from appliance.foundation import log
 from appliance.foundation.errors import AzekuraError, Busy, CloudError, IndexDamaged
 from appliance.foundation.files import FileLock
+from appliance.remote.store import ObjectStore
 
 NICE = 5
 POLL_S = 0.1
@@ -92,8 +93,9 @@ def _run_repair(repair: IndexRepair, running: Running, interrupt: threading.Even
 
 
 def _rebuild(parts: Parts, advance: Callable[[float], None]) -> Counts:
+    store: ObjectStore | None
     try:
-        store = parts.store()
+        store = parts.reading_store()
     except CloudError as error:
         _log.warning("ledger_only_from_disk", error=type(error).__name__)
         store = None

@@ -12,14 +12,21 @@ from appliance.archive.rungs import reached
 from appliance.archive.space import SHORT_FRACTION, Space
 from appliance.archive.status import bucket_trusted
 from appliance.config.model import Config
+from appliance.foundation import log
 from appliance.foundation.clock import Clock, SystemClock
-from appliance.foundation.errors import IndexDamaged, UnsupportedFormat
+from appliance.foundation.errors import CloudError, IndexDamaged, UnsupportedFormat
 from appliance.foundation.files import FileSystem
 from appliance.index.index import Index
+from appliance.remote.link import Link
+from appliance.remote.observed import ObservedStore
+from appliance.remote.replicas import Replica, ReplicatedStore
 from appliance.remote.s3 import S3Store
 from appliance.remote.s3_client import S3Settings, systemd_credentials_file
-from appliance.remote.throttle import Throttle
+from appliance.remote.store import ObjectStore
+from appliance.remote.throttle import ConstantRate, Throttle
 from appliance.seal.identity import Identity, load_identity
+
+_log = log.get("parts")
 
 
 class Parts:
@@ -67,6 +74,29 @@ class Parts:
             credentials_file=systemd_credentials_file(),
         )
         return S3Store(settings, self.throttle, self.clock)
+
+    def replicas(self) -> list[Replica]:
+        """Return the replicas that can be used; one whose settings are no good is logged."""
+        found = []
+        for table in self.config.cloud.replicas:
+            # Nothing is ever sent there but requests: the throttle, and its slowing down, are the
+            # bucket's alone.
+            throttle = Throttle(ConstantRate(None), self.config.node.zone, self.clock)
+            try:
+                store = S3Store(S3Settings.of_replica(table), throttle, self.clock)
+            except CloudError as error:
+                _log.error("replica_unusable", replica=table.name, cause=error.cause)
+            else:
+                found.append(Replica(table.name, ObservedStore(store, Link(self.clock))))
+        return found
+
+    def reading(self, primary: ObservedStore, replicas: Sequence[Replica]) -> ObjectStore:
+        """Return the store that readers use: the bucket, and replicas where it can't be read."""
+        return ReplicatedStore(primary, replicas) if replicas else primary
+
+    def reading_store(self) -> ObjectStore:
+        """Return the store of a process that only reads the cloud, with a line of its own."""
+        return self.reading(ObservedStore(self.store(), Link(self.clock)), self.replicas())
 
     def identities(self) -> Sequence[Identity]:
         """Return this node's identities; KeyUnavailable when they can't be read."""

@@ -35,8 +35,6 @@ from appliance.dimse.transcode import Transcoder
 from appliance.dimse.verification import verification_service
 from appliance.foundation import log
 from appliance.foundation.errors import CloudError, UsageError
-from appliance.remote.link import Link
-from appliance.remote.observed import ObservedStore
 
 DRAIN_TIMEOUT_S = 20.0
 WRITER = "receive"
@@ -138,9 +136,8 @@ def _hurrying(parts: Parts) -> Callable[[Sequence[str]], None]:
 
 def _recaller(parts: Parts) -> Recaller | None:
     try:
-        store = parts.store()
+        store = parts.reading_store()
     except CloudError as error:
         _log.error("no_recall", error=type(error).__name__, cause=error.cause)
         return None
-    observed = ObservedStore(store, Link(parts.clock))
-    return Recaller(parts.files, parts.clock, parts.layout, observed, parts.index, parts.space())
+    return Recaller(parts.files, parts.clock, parts.layout, store, parts.index, parts.space())

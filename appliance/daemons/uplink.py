@@ -19,6 +19,7 @@ from appliance.archive.ledger import Ledger
 from appliance.archive.pins import Pins
 from appliance.archive.problem import Problem
 from appliance.archive.recall import Recaller, clear_abandoned
+from appliance.archive.replica_watch import ReplicaWatch
 from appliance.archive.requests import RequestBox
 from appliance.archive.retention import Retention
 from appliance.archive.status import UplinkStatus, bucket_trusted, write_uplink_status
@@ -111,7 +112,15 @@ class _Uplink:
             parts.files, parts.clock, parts.layout, parts.index, store, space, pins,
             config.cache.high_water, config.cache.low_water, self._bucket,
         )  # fmt: skip
-        recaller = Recaller(parts.files, parts.clock, parts.layout, store, parts.index, space)
+        replicas = parts.replicas()
+        self._replicas = ReplicaWatch(
+            parts.clock, [each.name for each in config.cloud.replicas], replicas,
+            config.node.name, lambda: self._uplink.sequence,
+        )  # fmt: skip
+        recaller = Recaller(
+            parts.files, parts.clock, parts.layout, parts.reading(store, replicas), parts.index,
+            space,
+        )  # fmt: skip
         self._control = Control(
             parts.clock, parts.index, RequestBox(parts.files, parts.layout.requests),
             self._uplink, self._evictor, recaller, pins, config.node.name,
@@ -125,11 +134,13 @@ class _Uplink:
         self._problem_sources: list[Callable[[], list[Problem]]] = [
             self._uplink.problems,
             self._backlog.problems,
+            self._replicas.problems,
             lambda: [self._evict_problem] if self._evict_problem is not None else [],
         ]
         self._threads = [
             self._loop("control", CONTROL_S, self._control.run_once),
             self._loop("bucket", BUCKET_S, self._bucket.look_if_due),
+            self._loop("replicas", BUCKET_S, self._replicas.look_if_due),
             self._loop("status", STATUS_S, self._tell),
             self._loop("evict", EVICT_S, self._evict),
             self._loop("backlog", BACKLOG_S, self._backlog.look),
@@ -209,6 +220,7 @@ class _Uplink:
                 throttle_bytes_per_s=throttle.rate_now_bytes_per_s(),
                 problems=problems,
                 bucket_trusted=self._bucket.trusted,
+                replicas=self._replicas.document(),
             ),
         )
 

@@ -16,8 +16,10 @@ from typing import Any
 import boto3.session
 import botocore.session
 from botocore.config import Config
+from botocore.exceptions import ProfileNotFound
 
 from appliance.config.model import Cloud
+from appliance.config.model import Replica as ReplicaTable
 from appliance.foundation.errors import CloudMisconfigured, CloudRefused
 from appliance.remote.s3_connection import LineTimeouts, install
 from appliance.remote.throttle import Throttle
@@ -45,7 +47,8 @@ class S3Settings:
 
     `endpoint_url` "" means AWS in `region`. Without `credentials` they come from
     `credentials_file` (an AWS shared-credentials file, as a systemd credential carries it), else
-    from the usual AWS places: environment, profile, instance role.
+    from the usual AWS places: environment, profile, instance role. With `profile` they come from
+    that profile of those files, and so does what else it says (a CA bundle, a proxy).
     """
 
     bucket: str
@@ -54,6 +57,7 @@ class S3Settings:
     prefix: str = ""
     credentials: Credentials | None = None
     credentials_file: str = ""
+    profile: str = ""
     pool_connections_max: int = 32
 
     @classmethod
@@ -65,6 +69,18 @@ class S3Settings:
             endpoint_url=cloud.endpoint_url,
             prefix=cloud.prefix,
             credentials_file=systemd_credentials_file(),
+        )
+
+    @classmethod
+    def of_replica(cls, replica: ReplicaTable) -> "S3Settings":
+        """Return the settings that a `[[cloud.replicas]]` table means."""
+        return cls(
+            bucket=replica.bucket,
+            region=replica.region,
+            endpoint_url=replica.endpoint_url,
+            prefix=replica.prefix,
+            credentials_file=systemd_credentials_file(),
+            profile=replica.profile,
         )
 
 
@@ -89,7 +105,14 @@ def make_client(
         raise CloudMisconfigured(
             "connect to the bucket", settings.bucket, "no region", "Set cloud.region"
         )
-    session = _session(settings)
+    try:
+        session = _session(settings)
+        credentials = session.get_credentials()
+    except ProfileNotFound as cause:
+        raise CloudRefused(
+            "read the bucket's credentials", settings.profile, "no such profile",
+            "Write it into the AWS credentials file or the systemd credential azekura-s3",
+        ) from cause  # fmt: skip
     custom = bool(settings.endpoint_url)
     config = Config(
         region_name=settings.region or DEFAULT_REGION,
@@ -116,11 +139,11 @@ def make_client(
         config=config,
     )
     install(client, throttle, timeouts)
-    return client, session.get_credentials()
+    return client, credentials
 
 
 def _session(settings: S3Settings) -> Any:
-    core = botocore.session.Session()
+    core = botocore.session.Session(profile=settings.profile or None)
     if settings.credentials is None and settings.credentials_file:
         if not os.access(settings.credentials_file, os.R_OK):
             raise CloudRefused(

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from appliance.foundation.clock import SystemClock
 from appliance.foundation.errors import (
     ChecksumRejected,
     CloudError,
@@ -13,15 +14,22 @@ from appliance.foundation.errors import (
     ObjectExists,
     ObjectMissing,
 )
+from appliance.remote.link import Link
 from appliance.remote.lock_probe import probe_lock
+from appliance.remote.observed import ObservedStore
+from appliance.remote.replicas import Replica, ReplicatedStore
 from appliance.remote.store import Checksum, FileBody, Lock, ObjectStore, holds_body
 from tests.support.fake_store import FakeStore
 
 
-@pytest.fixture(params=["fake", "seaweedfs"])
+@pytest.fixture(params=["fake", "replicated", "seaweedfs"])
 def store(request: pytest.FixtureRequest) -> ObjectStore:
     if request.param == "fake":
         return FakeStore()
+    if request.param == "replicated":
+        clock = SystemClock()
+        primary, replica = (ObservedStore(FakeStore(), Link(clock)) for _ in range(2))
+        return ReplicatedStore(primary, [Replica("elsewhere", replica)])
     return request.getfixturevalue("s3_store")
 
 

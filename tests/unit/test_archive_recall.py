@@ -18,10 +18,13 @@ from appliance.foundation.errors import (
     OutOfSpace,
 )
 from appliance.foundation.files import FileLock, FileSystem
+from appliance.remote.link import Link
+from appliance.remote.observed import ObservedStore
+from appliance.remote.replicas import Replica, ReplicatedStore
 from appliance.seal.age import CHUNK_BYTES, encrypt_file, unwrap_file_key
 from appliance.seal.age_header import NONCE_BYTES
 from tests.support.archive_box import Box, open_descriptors, sample
-from tests.support.fake_store import Fault, corrupt, no_answer
+from tests.support.fake_store import FakeStore, Fault, corrupt, no_answer
 from tests.support.pack_samples import full_disk
 
 MIB = 2**20
@@ -189,6 +192,22 @@ def test_what_no_retry_helps_ends_at_once(box: Box, evicted: str, fault, error) 
         fetch.read(*_range(box, 1))
     _wait_for_end(box)
     assert not os.path.exists(box.layout.sealed_path(evicted))
+
+
+def test_what_is_damaged_in_the_bucket_comes_from_a_replica(box: Box, evicted: str) -> None:
+    """A chunk that age does not find authentic is asked elsewhere, and the rest goes on."""
+    cloud, clock = _cloud(box, evicted), box.clock
+    replica = FakeStore(clock)
+    replica.seed("another", b"so that version ids differ")
+    replica.seed(cloud.key, box.store.content(cloud.key))
+    box.store.damage(cloud.key, at=cloud.size // 2)
+    both = ReplicatedStore(
+        ObservedStore(box.store, Link(clock)),
+        [Replica("elsewhere", ObservedStore(replica, Link(clock)))],
+    )
+    Recaller(box.files, clock, box.layout, both, box.index, box.space).recall(evicted, cloud)
+    check_pack(box.layout.sealed_path(evicted))
+    assert {key for operation, key in replica.requests if operation == "get"} == {cloud.key}
 
 
 def test_a_recall_that_fails_is_told_to_whoever_asked_for_it(box: Box, evicted: str) -> None:

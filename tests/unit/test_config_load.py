@@ -69,6 +69,10 @@ days = ["mon", "tue", "wed", "thu", "fri"]
 from = "08:00"
 to = "18:00"
 rate = "10 Mbit/s"
+[[cloud.replicas]]
+endpoint_url = "https://s3.example.org"
+bucket = "hospital-a-copy"
+profile = "reads-the-copy"
 [keys]
 identity = "credential:azekura-identity"
 recipients = ["{STANDBY}"]
@@ -244,6 +248,13 @@ def test_a_secret_in_the_wrong_place_is_named_but_not_repeated() -> None:
         ('endpoint_url = ""', 'endpoint_url = "s3.local"', "cloud.endpoint_url", "https://"),
         ('endpoint_url = ""', 'endpoint_url = "http://a:b@c"', "cloud.endpoint_url", "credentials"),
         ('region = "ap-northeast-1"', "", "cloud.region", "needed for AWS"),
+        ('endpoint_url = "https://s3.example.org"', "", "cloud.replicas[0].region", "for AWS"),
+        (
+            'endpoint_url = "https://s3.example.org"\nbucket = "hospital-a-copy"',
+            'region = "ap-northeast-1"\nbucket = "hospital-a-archive"\nprefix = "radiology/"',
+            "cloud.replicas[0].bucket",
+            "the bucket itself",
+        ),
         ('"credential:azekura-identity"', '"identity.key"', "keys.identity", "absolute path"),
         (f'"{STANDBY}"', f'"{STANDBY[:-1]}"', "keys.recipients[0]", "age1"),
         (f'"{STANDBY}"', '"ssh-ed25519 AAAA"', "keys.recipients[0]", "age1"),
