@@ -10,7 +10,7 @@ from typing import Any, cast, overload
 from appliance.archive.freshness import Freshness
 from appliance.archive.query import Query
 from appliance.archive.retrieval import Retrievable
-from appliance.config.model import Config
+from appliance.config.model import Config, Dicom
 from appliance.dicom.attributes import BY_TAG, Level
 from appliance.dicom.identifier import Identifier
 from appliance.dicom.matching import Matcher, Stored, Universal, compile_key
@@ -77,9 +77,13 @@ class Queries:
     """Answers questions from the index. Shared by all associations."""
 
     def __init__(self, config: Config, index: Index, freshness: Freshness) -> None:
-        self._config = config
+        self._dicom = config.dicom
         self._index = index
         self._freshness = freshness
+
+    def take(self, dicom: Dicom) -> None:
+        """Answer the peers of another configuration from now on."""
+        self._dicom = dicom
 
     def find(self, query: Query, retrieve_ae_title: str) -> Iterator[dict[int, Value]]:
         """Yield the values of the requested keys for each match.
@@ -104,7 +108,7 @@ class Queries:
             yield answer
 
     def _nearline_as(self, calling_ae: str) -> str:
-        for peer in self._config.dicom.peers:
+        for peer in self._dicom.peers:
             if peer.ae_title == calling_ae:
                 return peer.report_nearline_as
         return "NEARLINE"

@@ -14,6 +14,7 @@ from appliance.archive.forecast import forecast
 from appliance.archive.history import read_history
 from appliance.archive.index_condition import IndexCondition
 from appliance.archive.layout import Layout
+from appliance.archive.nodes import node_documents, nodes_now
 from appliance.archive.space import reserve_bytes
 from appliance.config.model import Config
 from appliance.foundation.clock import Clock, to_microseconds
@@ -90,9 +91,12 @@ def node_status(
 
     An index that can't be used leaves its figures unknown, and is the first of the problems.
     """
+    nodes = nodes_now(layout, clock)
+    applied: dict[str, int] = {}
     try:
         with index.read() as view:
             counts = view.counts()
+            applied = {each.node: max(0, view.progress(each.node)) for each in nodes}
     except (IndexDamaged, UnsupportedFormat):
         counts = None
     now = clock.now()
@@ -123,6 +127,7 @@ def node_status(
         "upload_rate_bytes_per_s": round(rate, 1),
         "throttle_bytes_per_s": uplink.throttle_bytes_per_s if uplink is not None else None,
         "replicas": list(uplink.replicas) if uplink is not None and alive else [],
+        "nodes": node_documents(nodes, applied),
         "problems": problems,
     }
 

@@ -107,6 +107,7 @@ class Uplink:
         self._records_since_s = 0.0
         self._drained_bytes = 0
         self._problems: dict[str, Problem] = {}
+        self._foreign = False
         self._ledger_ready = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -152,6 +153,19 @@ class Uplink:
     def _suspect_bucket(self, error: CloudError) -> None:
         if self._bucket is not None and isinstance(error, CloudMisconfigured):
             self._bucket.suspect()
+
+    @property
+    def owns_name(self) -> bool | None:
+        """Whether the ledger under this node's name is this box's; None while that is not known."""
+        with self._lock:
+            if self._foreign:
+                return False
+            return True if self._ledger_ready.is_set() or "ledger" in self._problems else None
+
+    @property
+    def incarnation(self) -> str:
+        """The random value of this start."""
+        return self._ledger.incarnation
 
     @property
     def sequence(self) -> int:
@@ -460,11 +474,14 @@ class Uplink:
         with self._lock:
             known = condition in self._problems
             self._problems[condition] = Problem(condition, str(error), error.hint)
+            self._foreign = self._foreign or isinstance(error, ForeignWriter)
         if not known:
             _log.warning("problem", condition=condition, error=type(error).__name__)
 
     def _clear(self, condition: str) -> None:
         with self._lock:
+            if condition == "ledger":
+                self._foreign = False
             if self._problems.pop(condition, None) is not None:
                 _log.info("problem_over", condition=condition)
 

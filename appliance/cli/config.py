@@ -49,12 +49,25 @@ def check(context: typer.Context) -> None:
 
 @app.command()
 def show(context: typer.Context) -> None:
-    """Print the configuration with every default filled in."""
+    """Print the configuration that counts, with every default filled in.
+
+    Of a standby that is its own and what the sites have published; what comes from where is said.
+    """
+    from appliance.archive.adopted import adopted_by
+    from appliance.archive.layout import Layout
     from appliance.config.describe import to_toml
 
     call = invocation.of(context)
-    document = call.config.model_dump(mode="json", by_alias=True)
-    call.output.result(document, to_toml(call.config).rstrip("\n"))
+    config, origins, conflicts = adopted_by(call.config, Layout(call.config.node.data_dir))
+    document = config.model_dump(mode="json", by_alias=True)
+    if config.node.role == "standby":
+        document["adopted"] = {
+            "from": [{"key": key, "value": value, "node": node} for key, value, node in origins],
+            "conflicts": conflicts,
+        }
+    lines = [f"# adopted from {node}: {key} {value}" for key, value, node in origins]
+    lines += [f"# not adopted: {each}" for each in conflicts]
+    call.output.result(document, "\n".join([*lines, to_toml(config).rstrip("\n")]))
 
 
 @app.command()

@@ -26,8 +26,10 @@ def _text(found: dict[str, Any]) -> str:
         return unknown if value is None else format_duration(value)
 
     if found["studies"] is None:
-        problems = [f"problem   {each['sentence']}" for each in found["problems"]]
-        return "\n".join([f"{found['node']} ({found['role']}), link {found['link']}", *problems])
+        lines = [f"{found['node']} ({found['role']}), link {found['link']}"]
+        lines += [f"node      {_node_line(each)}" for each in found["nodes"]]
+        lines += [f"problem   {each['sentence']}" for each in found["problems"]]
+        return "\n".join(lines)
     throttle = found["throttle_bytes_per_s"]
     pending = format_size(found["pending_bytes"])
     cached, capacity = format_size(found["cached_bytes"]), format_size(found["capacity_bytes"])
@@ -47,8 +49,26 @@ def _text(found: dict[str, Any]) -> str:
         f"upload    {rate}/s, throttle {limit}, ledger at {found['ledger_sequence']}",
     ]
     lines += [f"replica   {each['name']}, link {each['link']}" for each in found["replicas"]]
+    lines += [f"node      {_node_line(each)}" for each in found["nodes"]]
     lines += [f"problem   {each['sentence']}" for each in found["problems"]]
     return "\n".join(lines)
+
+
+def _node_line(node: dict[str, Any]) -> str:
+    """Return what is to be said of another node."""
+    text = f"{node['node']}"
+    if node["role"]:
+        text += f" ({node['role']})"
+    match node["state"]:
+        case "unknown":
+            text += " is not heard" + (f", last at {node['heard_at']}" if node["heard_at"] else "")
+        case "alive":
+            text += f" is alive, last heard at {node['heard_at']}"
+        case state:
+            text += f" is {state}" + (f" since {node['since']}" if node["since"] else "")
+    if node["lag"] is not None:
+        text += f"; its ledger is at {node['ledger_sequence']}, {node['lag']} entries behind here"
+    return text
 
 
 def status(context: typer.Context) -> None:
@@ -59,7 +79,7 @@ def status(context: typer.Context) -> None:
     raise typer.Exit(exit_codes.FAULT if found["problems"] else exit_codes.OK)
 
 
-def _all_verified(found: dict[str, Any]) -> bool:
+def all_verified(found: dict[str, Any]) -> bool:
     """Tell whether nothing is pending; an index that does not know everything can't say so."""
     whole = all(each["condition"] != "index" for each in found["problems"])
     return whole and found["pending_instances"] == 0
@@ -92,7 +112,7 @@ def drain(
         total = found["pending_instances"]
         with call.output.progress("instances", total) as advance:
             done = 0
-            while not (fresh and _all_verified(found)):
+            while not (fresh and all_verified(found)):
                 if time.monotonic() > end_s:
                     break
                 time.sleep(POLL_S)
@@ -104,7 +124,7 @@ def drain(
                 if total is not None and left is not None:
                     advance(max(0, total - left - done))
                     done = max(done, total - left)
-    if not (fresh and _all_verified(found)):
+    if not (fresh and all_verified(found)):
         left = found["pending_instances"]
         size = format_size(found["pending_bytes"] or 0)
         text = f"{left} instances, {size}, are still pending"

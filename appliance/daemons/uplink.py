@@ -27,6 +27,7 @@ from appliance.archive.uplink import Uplink, as_failure
 from appliance.archive.upload import PackUpload
 from appliance.config.load import load
 from appliance.config.model import Config
+from appliance.daemons.neighbours import TURN_S, Neighbours
 from appliance.daemons.parts import Parts
 from appliance.daemons.running import Running, notify
 from appliance.foundation import log
@@ -100,9 +101,10 @@ class _Uplink:
         self._upload = upload = PackUpload(
             parts.files, parts.clock, store, parts.layout, recipients, identities, retention
         )
+        signing_key = SigningKey.load(config.keys.signing)
         ledger = Ledger(
             parts.files, parts.clock, store, parts.layout, config.node.name,
-            SigningKey.load(config.keys.signing), recipients, identities, retention,
+            signing_key, recipients, identities, retention,
         )  # fmt: skip
         self._uplink = Uplink(
             parts.files, parts.clock, parts.layout, parts.index, ledger, upload,
@@ -129,15 +131,20 @@ class _Uplink:
             parts.files, parts.clock, parts.layout, parts.index, space, self._uplink,
             parts.throttle, self._link, config.alarms, parts.condition,
         )  # fmt: skip
+        self._neighbours = Neighbours(parts, store, self._uplink, signing_key)
         self._evict_problem: Problem | None = None
         # Whoever finds something wrong that status should show is asked by `_tell`.
         self._problem_sources: list[Callable[[], list[Problem]]] = [
             self._uplink.problems,
             self._backlog.problems,
             self._replicas.problems,
+            self._neighbours.problems,
             lambda: [self._evict_problem] if self._evict_problem is not None else [],
         ]
-        self._threads = [
+        self._threads = self._loops()
+
+    def _loops(self) -> list[threading.Thread]:
+        return [
             self._loop("control", CONTROL_S, self._control.run_once),
             self._loop("bucket", BUCKET_S, self._bucket.look_if_due),
             self._loop("replicas", BUCKET_S, self._replicas.look_if_due),
@@ -145,6 +152,7 @@ class _Uplink:
             self._loop("evict", EVICT_S, self._evict),
             self._loop("backlog", BACKLOG_S, self._backlog.look),
             self._loop("recover", RECOVER_S, self._recover),
+            self._loop("heartbeat", TURN_S, self._neighbours.turn),
             self._loop("orphans", ORPHAN_S, self._abort_orphans),
         ]
 
@@ -153,6 +161,7 @@ class _Uplink:
         clear_abandoned(self._parts.files, self._parts.layout)
         mark_found(self._parts.layout, self._parts.index)
         self._uplink.start()
+        self._neighbours.publish(self._parts.config)
         for thread in self._threads:
             thread.start()
 
@@ -237,6 +246,7 @@ class _Uplink:
             return
         self._parts.throttle.set_timetable(config.cloud.throttle, config.node.zone)
         _log.info("throttle_taken")
+        self._neighbours.publish(config)
 
 
 def _mtime_ns(path: str) -> int:

@@ -50,6 +50,7 @@ _STORE: tuple[tuple[type[errors.AzekuraError], int], ...] = (
     (errors.OutOfSpace, OUT_OF_RESOURCES),
     (errors.StorageFailed, OUT_OF_RESOURCES),
     (errors.Busy, OUT_OF_RESOURCES),
+    (errors.NotAccepting, OUT_OF_RESOURCES),
 )
 _QUERY: tuple[tuple[type[errors.AzekuraError], int], ...] = (
     (errors.DatasetNotUnderstood, CANNOT_UNDERSTAND),

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from appliance.config.model import Config, Peer
+from appliance.config.model import Config, Dicom, Peer
 from appliance.dimse import pdu
 from appliance.dimse.admitted import Admitted, AssociationStatus
 from appliance.dimse.connecting import Connecting, ConnectingTable
@@ -40,6 +40,28 @@ _LIMIT_EXCEEDED = (pdu.REJECTED_TRANSIENT, pdu.REJECTED_BY_PRESENTATION, 2)
 _log = log.get("dimse")
 
 
+class _Terms:
+    """Who may associate, and for what: replaced as a whole, so that no association gets a mixture.
+
+    `_offers` belongs to the acceptor's thread.
+    """
+
+    def __init__(self, dicom: Dicom, services: Iterable[Service]) -> None:
+        self.dicom = dicom
+        self.services = tuple(services)
+        self.dispatcher = Dispatcher(self.services)
+        # by id of the peer, which `dicom` keeps, and by what is open
+        self._offers: dict[tuple[int, tuple[bool, ...]], Mapping[str, Offer]] = {}
+
+    def offers(self, peer: Peer) -> Mapping[str, Offer]:
+        """Return what the peer may negotiate now."""
+        is_open = tuple(each.is_open is None or each.is_open() for each in self.services)
+        key = (id(peer), is_open)
+        if key not in self._offers:
+            self._offers[key] = offers_for(peer, self.services)
+        return self._offers[key]
+
+
 class Acceptor:
     """Accepts associations until it is stopped."""
 
@@ -54,13 +76,11 @@ class Acceptor:
         tls_listener: socket.socket | None = None,
     ) -> None:
         self._config = config.dicom
-        self._services = tuple(services)
-        self._dispatcher = Dispatcher(self._services)
+        self._terms = _Terms(config.dicom, services)
         self._on_fatal = on_fatal
         self._limits = limits or Limits()
         self._tls = server_context(config.dicom.tls) if config.dicom.tls else None
         self._inherited = (listener, tls_listener)
-        self._offers: dict[int, Mapping[str, Offer]] = {}  # by id of the peer, which config keeps
         self._selector = selectors.DefaultSelector()
         self._listeners: dict[socket.socket, bool] = {}  # → whether it speaks TLS
         self._connecting = ConnectingTable(self._limits)
@@ -113,6 +133,10 @@ class Acceptor:
         _log.info("stopped_listening", aborted=len(left))
         self._waker.close()
         self._woken.close()
+
+    def take(self, dicom: Dicom, services: Iterable[Service]) -> None:
+        """From now on admit by these peers and titles; ports and open associations stay."""
+        self._terms = _Terms(dicom, services)
 
     def status(self) -> list[AssociationStatus]:
         """Return one entry for each association that is open now."""
@@ -247,13 +271,14 @@ class Acceptor:
 
     def _decide(self, connecting: Connecting) -> None:
         called_ae, calling_ae = read_titles(connecting.received)
-        peer = self._config.peer_calling(calling_ae, connecting.address)
-        rejection = self._rejection(connecting, called_ae, peer)
+        terms = self._terms
+        peer = terms.dicom.peer_calling(calling_ae, connecting.address)
+        rejection = self._rejection(connecting, called_ae, peer, terms.dicom)
         if rejection is not None:
             self._reject(connecting, rejection, calling_ae, called_ae)
             return
         assert peer is not None
-        self._admit(connecting, called_ae, calling_ae, peer)
+        self._admit(connecting, called_ae, calling_ae, peer, terms)
 
     def _reject(
         self, connecting: Connecting, rejection: pdu.Rejected, calling_ae: str, called_ae: str
@@ -269,18 +294,18 @@ class Acceptor:
         )
 
     def _rejection(
-        self, connecting: Connecting, called_ae: str, peer: Peer | None
+        self, connecting: Connecting, called_ae: str, peer: Peer | None, dicom: Dicom
     ) -> pdu.Rejected | None:
         if peer is None:
             return pdu.Rejected(*_CALLING_UNKNOWN)
         if peer.tls and not connecting.is_tls:
             return pdu.Rejected(*_NOT_OVER_TLS)
-        if self._config.reject_unknown_called and called_ae not in self._config.ae_titles:
+        if dicom.reject_unknown_called and called_ae not in dicom.ae_titles:
             return pdu.Rejected(*_CALLED_UNKNOWN)
         limits = self._limits
         with self._changed:
             active = list(self._active.values())
-        of_peer = sum(admitted.peer is peer for admitted in active)
+        of_peer = sum(admitted.peer == peer for admitted in active)
         of_address = sum(admitted.address == connecting.address for admitted in active)
         if (
             len(active) >= limits.associations_max
@@ -290,11 +315,12 @@ class Acceptor:
             return pdu.Rejected(*_LIMIT_EXCEEDED)
         return None
 
-    def _admit(self, connecting: Connecting, called_ae: str, calling_ae: str, peer: Peer) -> None:
+    def _admit(
+        self, connecting: Connecting, called_ae: str, calling_ae: str, peer: Peer, terms: _Terms
+    ) -> None:
         self._connecting.remove(connecting)
         self._selector.unregister(connecting.sock)
-        if id(peer) not in self._offers:
-            self._offers[id(peer)] = offers_for(peer, self._services)
+        offers = terms.offers(peer)
         sock = connecting.sock
         admitted = Admitted(
             sock=sock,
@@ -311,7 +337,7 @@ class Acceptor:
         self._accepted_count += 1
         thread = threading.Thread(
             target=self._serve,
-            args=(admitted, bytes(connecting.received), self._offers[id(peer)]),
+            args=(admitted, bytes(connecting.received), offers, terms.dispatcher),
             name=f"association-{admitted.number}",
             daemon=True,
         )
@@ -324,10 +350,16 @@ class Acceptor:
 
     # --- an association's thread
 
-    def _serve(self, admitted: Admitted, request: bytes, offers: Mapping[str, Offer]) -> None:
+    def _serve(
+        self,
+        admitted: Admitted,
+        request: bytes,
+        offers: Mapping[str, Offer],
+        dispatcher: Dispatcher,
+    ) -> None:
         failure: StorageFailed | None = None
         try:
-            failure = admitted.serve(request, offers, self._dispatcher)
+            failure = admitted.serve(request, offers, dispatcher)
         finally:
             self._forget(admitted)
         if failure is not None:

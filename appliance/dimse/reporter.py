@@ -108,6 +108,10 @@ class Reporter:
         """Begin to settle and report."""
         self._thread.start()
 
+    def take(self, dicom: Dicom) -> None:
+        """Report to the peers of another configuration from now on."""
+        self._dicom = dicom
+
     def stop(self) -> None:
         """End; a report that is on its way is sent again after the next start."""
         self._stopping.set()

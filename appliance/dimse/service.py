@@ -27,6 +27,7 @@ from appliance.foundation.errors import (
     DatasetMismatch,
     DatasetNotUnderstood,
     LimitExceeded,
+    NotAccepting,
     OutOfSpace,
     ShareUsed,
     StorageFailed,
@@ -57,13 +58,16 @@ class Service:
     """The SOP Class Extended Negotiation answered to a peer that proposes one."""
     extended_is_mask: bool = False
     """Whether that answer is cut down, bit by bit, to what the peer asked for."""
+    is_open: Callable[[], bool] | None = None
+    """Whether SCUs are taken now; None for a service that always takes them."""
 
 
 def offers_for(peer: Peer, services: Iterable[Service]) -> dict[str, Offer]:
-    """Return what that peer may negotiate, by abstract syntax."""
+    """Return what that peer may negotiate now, by abstract syntax."""
     offers: dict[str, Offer] = {}
     for service in services:
-        as_scu = peer.may(service.permission)
+        is_open = service.is_open is None or service.is_open()
+        as_scu = is_open and peer.may(service.permission)
         as_scp = service.scp_permission is not None and peer.may(service.scp_permission)
         if not as_scu and not as_scp:
             continue
@@ -147,6 +151,8 @@ _COMMENTS: tuple[tuple[type[AzekuraError], str], ...] = (
 
 def error_comment(error: BaseException) -> str:
     """Return an Error Comment (LO, ≤ 64 characters) that repeats nothing of a dataset."""
+    if isinstance(error, NotAccepting):
+        return error.cause  # a constant sentence of the archive's
     for kind, comment in _COMMENTS:
         if isinstance(error, kind):
             return comment

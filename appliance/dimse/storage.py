@@ -75,6 +75,17 @@ class InstanceStore(Protocol):
         """Begin an instance that is too large to hold."""
 
 
+class StoreGate(Protocol):
+    """Whether studies are taken now."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether they are."""
+
+    def require(self) -> None:
+        """Raise NotAccepting when they are not."""
+
+
 class ProcessingFailed(AzekuraError):
     """The archive met something that it does not foresee; the instance is refused."""
 
@@ -82,14 +93,17 @@ class ProcessingFailed(AzekuraError):
 class StorageHandler:
     """Answers C-STORE. Shared by all associations; holds nothing that changes."""
 
-    def __init__(self, archive: InstanceStore, default_issuer: str) -> None:
+    def __init__(self, archive: InstanceStore, default_issuer: str, gate: StoreGate | None) -> None:
         self._archive = archive
+        self._gate = gate
         self._default_issuer = default_issuer
 
     def __call__(self, association: Association, command: Command) -> None:
         """Keep the instance that follows and answer."""
         if not command.has_dataset or not _NEEDED.issubset(command.raw):
             raise DatasetMismatch("store", "", "a C-STORE-RQ without its dataset or its UIDs")
+        if self._gate is not None:
+            self._gate.require()  # what was begun before the gate closed is finished
         try:
             self._keep(association, command)
         except AzekuraError:
@@ -131,9 +145,16 @@ class StorageHandler:
 
 
 def storage_service(
-    archive: InstanceStore, *, default_issuer: str = "", extra_sop_classes: Iterable[str] = ()
+    archive: InstanceStore,
+    *,
+    default_issuer: str = "",
+    extra_sop_classes: Iterable[str] = (),
+    gate: StoreGate | None = None,
 ) -> Service:
-    """Return the service that answers C-STORE for every storage class, and for extra ones."""
+    """Return the service that answers C-STORE for every storage class, and for extra ones.
+
+    While `gate` is closed no association may store, and C-STORE on one from before is refused.
+    """
     return Service(
         permission="store",
         abstract_syntaxes=tuple(
@@ -141,8 +162,9 @@ def storage_service(
         ),
         transfer_syntaxes=uid.ACCEPTED_TRANSFER_SYNTAXES,
         command_fields=frozenset({C_STORE_RQ}),
-        handle=StorageHandler(archive, default_issuer),
+        handle=StorageHandler(archive, default_issuer, gate),
         failure_status=status.store_status,
         scp_permission="get",
         extended_answer=STORAGE_LEVEL_2_FULL,
+        is_open=(lambda: gate.is_open) if gate is not None else None,
     )

@@ -10,6 +10,7 @@ AzekuraError
 ├── UnsupportedFormat          a format version this release does not know
 ├── NotFound                   nothing here has that name
 ├── Busy                       somebody else holds the lock; try again
+├── NotAccepting               this node takes no studies now                          0xA700
 ├── OutOfSpace                 the reserve would be touched, or the disk is full       0xA700
 │   └── ShareUsed              little room is left, and a peer has used its share of it
 ├── StorageFailed              the disk failed a write or a flush: the daemon stops
@@ -98,6 +99,12 @@ class NotFound(AzekuraError):
 
 class Busy(AzekuraError):
     """Somebody else holds the lock."""
+
+    retry = True
+
+
+class NotAccepting(AzekuraError):
+    """This node takes no studies now; what it has is found and sent."""
 
     retry = True
 

@@ -1,0 +1,53 @@
+"""What the uplink does with the other nodes of the bucket besides following their ledgers.
+
+Owns how heartbeats and the published configuration are put together; decides nothing.
+"""
+
+from appliance import __version__
+from appliance.archive.heartbeats import Heartbeats, Own
+from appliance.archive.problem import Problem
+from appliance.archive.publishing import Publisher
+from appliance.archive.uplink import Uplink
+from appliance.config.model import Config
+from appliance.daemons.parts import Parts
+from appliance.remote.store import ObjectStore
+from appliance.seal.signing import SigningKey
+
+TURN_S = 1.0
+SILENT_AFTER_S = 600.0
+
+
+class Neighbours:
+    """Heartbeats, ours and theirs, and what we publish. `turn` belongs to one thread."""
+
+    def __init__(
+        self, parts: Parts, store: ObjectStore, uplink: Uplink, signing_key: SigningKey
+    ) -> None:
+        config = parts.config
+        self._uplink = uplink
+        self._heartbeats = Heartbeats(
+            parts.files, parts.clock, store, parts.layout, config.node.name, config.node.role,
+            f"azekura {__version__}", signing_key,
+            {name: (key,) for name, key in config.keys.signers.items()}, SILENT_AFTER_S, (),
+            self._own,
+        )  # fmt: skip
+        self._publisher = Publisher(parts.files, parts.clock, parts.layout, uplink.record)
+
+    def turn(self) -> None:
+        """Beat and listen, when it is time to."""
+        self._heartbeats.turn()
+
+    def publish(self, config: Config) -> None:
+        """Let the ledger say what a standby needs of a site's configuration."""
+        if config.node.role == "appliance":
+            self._publisher.publish(config.dicom)
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the others, as seen from here."""
+        return self._heartbeats.problems()
+
+    def _own(self) -> Own | None:
+        """Return what the heartbeat says; None while another box may have this node's name."""
+        if not self._uplink.owns_name:
+            return None
+        return Own(self._uplink.sequence, self._uplink.incarnation)
