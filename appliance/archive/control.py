@@ -41,12 +41,13 @@ class Control:
         clock: Clock,
         index: Index,
         requests: RequestBox,
-        uplink: Uplink,
+        uplink: Uplink | None,
         evictor: Evictor,
         recaller: Recaller,
         pins: Pins,
         node: str,
     ) -> None:
+        """`uplink`: None on a node that writes nothing."""
         self._clock = clock
         self._index = index
         self._requests = requests
@@ -147,6 +148,11 @@ class Control:
 
     def _visibility(self, request_id: str, request: Request) -> None:
         """Hide or restore now, and answer when the ledger says so too."""
+        if self._uplink is None:
+            raise UsageError(
+                request.kind, "the study", "this standby writes no ledger",
+                "Ask a node that does: this one follows it",
+            )  # fmt: skip
         instances = self._instances(request)
         said = isoformat(self._clock.now())
         study = request.study_instance_uid
@@ -192,7 +198,8 @@ class Control:
         with self._index.read() as view:
             rows = study_packs(view, request.study_instance_uid)
             pending = {row.pack_id for row in rows if row.cloud is None}
-        self._uplink.hurry(pending)
+        if self._uplink is not None:
+            self._uplink.hurry(pending)
         return Answer(done=True, sentence=f"{len(pending)} packs hurried")
 
 

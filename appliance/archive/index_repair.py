@@ -10,10 +10,11 @@ Invariants:
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
+from appliance.archive.entry_copies import EntryCopies
 from appliance.archive.index_condition import BY_HAND, IndexCondition
 from appliance.archive.layout import Layout
 from appliance.archive.ledger import load_state, state_path
@@ -47,13 +48,16 @@ class IndexRepair:
         condition: IndexCondition,
         node: str,
         rebuild: Rebuild,
+        followed: Mapping[str, EntryCopies] | None = None,
     ) -> None:
+        """`followed`: the copies of each ledger that is followed."""
         self._clock = clock
         self._layout = layout
         self._index = index
         self._condition = condition
         self._node = node
         self._rebuild = rebuild
+        self._followed = followed or {}
         self._next_rebuild_s = clock.monotonic_s()
 
     def open(self) -> bool:
@@ -90,8 +94,12 @@ class IndexRepair:
     def _note_lost(self) -> None:
         """Note an index that knows nothing of a ledger that has something to say."""
         with self._index.read() as view:
-            known = view.progress(self._node)
-        if known <= 0 and self._confirmed() > STARTED and self._condition.incomplete() is None:
+            lost = view.progress(self._node) <= 0 and self._confirmed() > STARTED
+            lost = lost or any(
+                view.progress(name) <= 0 and copies.sequences()
+                for name, copies in self._followed.items()
+            )
+        if lost and self._condition.incomplete() is None:
             _log.error("index_lost")
             self._condition.note_incomplete(
                 self._condition.begun_now(self._index.generation, "it was lost")

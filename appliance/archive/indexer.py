@@ -25,6 +25,7 @@ from appliance.foundation.clock import Clock, to_microseconds
 from appliance.foundation.errors import Damaged, DatasetNotUnderstood, IndexDamaged
 from appliance.index.facts import InstanceFacts, PackFacts
 from appliance.index.index import Index
+from appliance.index.writing import WriteTransaction
 from appliance.packs.durable import durable_path, read_durable_length
 from appliance.packs.reader import PackReader
 
@@ -236,10 +237,13 @@ class Indexer:
     def _commit(self, pack_id: str, batch: list[InstanceFacts], end: int) -> None:
         for instance in batch:
             note_rejection(self._requests, instance)
-        facts = PackFacts(
-            pack_id=pack_id, node=self._node, instances=batch, local=True, size=end, cloud=None
-        )
-        self._index.transact(lambda txn: txn.apply_pack(facts, end))
+
+        def apply(txn: WriteTransaction) -> None:
+            # One that was recalled may be another node's: its ledger says whose.
+            node = txn.node_of(pack_id) or self._node
+            txn.apply_pack(PackFacts(pack_id, node, batch, local=True, size=end, cloud=None), end)
+
+        self._index.transact(apply)
 
 
 def mark_gone(layout: Layout, index: Index) -> int:

@@ -5,6 +5,7 @@ The form is told in `records`; the checks are what tells a forged, altered or re
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Sequence
 
 import msgspec
@@ -17,6 +18,8 @@ from appliance.seal.signing import SigningKey, verify
 
 FIRST_PREVIOUS = "0" * 64
 SEQUENCE_DIGITS = 12
+_GZIP_BITS = 31
+_decode_record = msgspec.json.Decoder(Record).decode
 
 
 def entry_name(sequence: int) -> str:
@@ -81,9 +84,12 @@ def open_entry(sealed: bytes, identities: Sequence[Identity]) -> Entry:
     Raises DecryptionFailed, Damaged (a record is not what the header names), UnsupportedFormat.
     """
     try:
-        plain = gzip.decompress(decrypt_bytes(sealed, identities))
-    except (gzip.BadGzipFile, EOFError) as cause:
+        inflating = zlib.decompressobj(_GZIP_BITS)
+        plain = inflating.decompress(decrypt_bytes(sealed, identities), ENTRY_BYTES_MAX + 1)
+    except zlib.error as cause:
         raise Damaged("open a ledger entry", "", str(cause)) from cause
+    if len(plain) <= ENTRY_BYTES_MAX and not inflating.eof:
+        raise Damaged("open a ledger entry", "", "its end is missing")
     if len(plain) > ENTRY_BYTES_MAX:
         raise Damaged("open a ledger entry", "", "larger than any entry may be")
     lines = plain.rstrip(b"\n").split(b"\n")
@@ -97,9 +103,12 @@ def open_entry(sealed: bytes, identities: Sequence[Identity]) -> Entry:
         hashes = [hashlib.sha256(line).hexdigest() for line in lines[2:]]
         if hashes != header.records:
             raise Damaged("open a ledger entry", f"sequence {header.sequence}", "record hash")
-        records = [msgspec.json.decode(line, type=Record) for line in lines[2:]]
     except msgspec.DecodeError as cause:
         raise Damaged("open a ledger entry", "", str(cause)) from cause
+    try:
+        records = [_decode_record(line) for line in lines[2:]]
+    except msgspec.DecodeError as cause:  # it is what the header names: others write otherwise
+        raise UnsupportedFormat("open a ledger entry", f"a record: {cause}") from cause
     return Entry(header, lines[0], signature, records)
 
 

@@ -1,8 +1,9 @@
-"""The index made anew from the ledger and the packs on this disk, while the node goes on.
+"""The index made anew from the ledgers and the packs on this disk, while the node goes on.
 
 Invariants:
-- What becomes current holds every ledger entry of this node that the bucket has, and every member
-  on this disk: what came meanwhile is applied under the switch's gate, when no writer is at work.
+- What becomes current holds every ledger entry of this node that the bucket has, what is kept of
+  every other node's ledger, and every member on this disk: what came meanwhile is applied under
+  the switch's gate, when no writer is at work.
 - An entry on disk that the bucket may not have yet makes nothing verified.
 - A transaction that is tried again, because the map had to grow, begins where the last one ended.
 - The old index stays in use until then, and if the rebuild fails. One rebuild runs at a time.
@@ -25,6 +26,7 @@ from appliance.archive.ledger_entry import (
     entry_name,
     open_entry,
 )
+from appliance.archive.rebuild_followed import FollowedLedgers
 from appliance.foundation import log
 from appliance.foundation.errors import (
     CloudError,
@@ -47,9 +49,10 @@ _log = log.get("rebuild")
 
 
 class Counts(msgspec.Struct):
-    """What a rebuild read."""
+    """What a rebuild read. entries: of the own ledger; followed: of the others'."""
 
     entries: int = 0
+    followed: int = 0
     packs: int = 0
     instances: int = 0
 
@@ -202,8 +205,9 @@ class _Rebuild:
             # What lies in front of a damaged stretch counts.
             _log.error("pack_unreadable", pack=pack_id, error=type(damage).__name__)
         facts = PackFacts(
-            pack_id=pack_id, node=self._node, instances=instances, local=True, size=end
-        )
+            pack_id=pack_id, node=txn.node_of(pack_id) or self._node, instances=instances,
+            local=True, size=end,
+        )  # fmt: skip
         txn.apply_pack(facts, end)
         self.counts.instances += len(instances)
         self._advance(len(instances))
@@ -217,19 +221,21 @@ def rebuild(
     identities: Sequence[Identity],
     store: ObjectStore | None,
     advance: Callable[[float], None],
+    others: FollowedLedgers | None = None,
 ) -> Counts:
     """Build a new generation and switch to it; return what was read.
 
     Ledger entries come from their local copies, and from the bucket where the disk has none; with
-    the bucket out of reach, or without a store, the log ends where the disk's copies do. `advance`
-    may end the rebuild by an error of its own: nothing has changed then.
+    the bucket out of reach, or without a store, the log ends where the disk's copies do. `others`:
+    the ledgers of the other nodes, None where nobody is followed. `advance` may end the rebuild by
+    an error of its own: nothing has changed then.
     Raises Damaged when the ledger does not hold together, Busy while another rebuild runs.
     """
     index.generations.prepare()
     alone = FileLock(os.path.join(layout.index, "rebuild.lock"))
     alone.acquire()
     try:
-        return _rebuild(layout, index, node, identities, _fetching(store, node), advance)
+        return _rebuild(layout, index, node, identities, _fetching(store, node), advance, others)
     finally:
         alone.release()
 
@@ -241,16 +247,27 @@ def _rebuild(
     identities: Sequence[Identity],
     fetch: Callable[[int], bytes | None],
     advance: Callable[[float], None],
+    others: FollowedLedgers | None,
 ) -> Counts:
     filling = index.new_generation()
     work = _Rebuild(layout, node, identities, fetch, advance)
     try:
         filling.transact(work.restoring(work.ledger))
+        # Ledgers before packs: whose a recalled pack is, its ledger says.
+        followed = 0 if others is None else others.fill(filling.transact, advance)
         work.packs(filling.transact)
     except BaseException:
         filling.discard()
         raise
-    index.switch(filling, work.restoring(work.rest))
+    rest = work.restoring(work.rest)
+
+    def catch_up(txn: WriteTransaction) -> None:
+        if others is not None:
+            others.rest(txn)
+        rest(txn)
+
+    index.switch(filling, catch_up)
+    work.counts.followed = followed
     return work.counts
 
 

@@ -29,6 +29,7 @@ from appliance.archive.ledger_entry import (
     entry_name,
     open_entry,
 )
+from appliance.archive.ledger_listing import FETCHES_MAX, ahead, listed
 from appliance.foundation import log
 from appliance.foundation.errors import (
     AzekuraError,
@@ -42,8 +43,6 @@ from appliance.remote.store import ObjectStore
 from appliance.seal.identity import Identity
 from appliance.seal.signing import SigningKey
 
-FETCHES_MAX = 8
-AHEAD_MAX = 64
 ASIDE = ".replaced"
 
 _log = log.get("replace")
@@ -85,13 +84,11 @@ class Replacement:
         Raises NotFound when that is nothing, Damaged when an entry is missing, KeyUnavailable when
         this node's keys are not those of the box that wrote it, CloudError.
         """
-        oldest: dict[int, str] = {}
-        prefix = f"ledger/{self._node}/"
-        for version in self._store.versions(prefix):  # of a key the newest first
-            with contextlib.suppress(ValueError):
-                sequence = int(version.key.removeprefix(prefix).removesuffix(".json.gz.age"))
-                if not version.is_delete_marker and version.key == entry_key(self._node, sequence):
-                    oldest[sequence] = version.version_id
+        oldest = {
+            each.sequence: each.version_id
+            for each in listed(self._store, self._node)
+            if each.version_id
+        }
         if not oldest:
             raise NotFound(
                 "replace", self._node, "the bucket has no ledger of this name",
@@ -124,7 +121,7 @@ class Replacement:
         self._files.make_directory(self._directory)
         incarnations: dict[str, None] = {}
         previous = FIRST_PREVIOUS
-        for sequence, sealed in enumerate(self._fetched(found), 1):
+        for sequence, sealed in self._fetched(found):
             entry = self._open(sequence, sealed)
             check_link(
                 entry, self._node, sequence, previous, {self._signing_key.public_text}
@@ -142,15 +139,14 @@ class Replacement:
 
     # --- inside
 
-    def _fetched(self, found: FoundLedger) -> Iterator[bytes]:
-        """Yield every entry's bytes in order, some fetched ahead."""
-        sequences = range(1, found.sequence + 1)
+    def _fetched(self, found: FoundLedger) -> Iterator[tuple[int, bytes]]:
+        """Yield every entry's sequence and bytes in order, some fetched ahead."""
+
+        def fetch(wanted: tuple[int, str]) -> tuple[int, bytes]:
+            return wanted[0], self._fetch(*wanted)
+
         with ThreadPoolExecutor(FETCHES_MAX, thread_name_prefix="replace") as pool:
-            for start in range(0, len(sequences), AHEAD_MAX):
-                some = sequences[start : start + AHEAD_MAX]
-                yield from pool.map(
-                    self._fetch, some, found.version_ids[start : start + AHEAD_MAX]
-                )  # fmt: skip
+            yield from ahead(pool, fetch, enumerate(found.version_ids, 1))
 
     def _fetch(self, sequence: int, version_id: str) -> bytes:
         return self._store.get(entry_key(self._node, sequence), version_id)

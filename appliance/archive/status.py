@@ -47,6 +47,7 @@ class UplinkStatus(msgspec.Struct):
     problems: list[dict[str, str]]
     bucket_trusted: bool = True
     replicas: list[dict[str, str]] = []
+    following: list[dict[str, Any]] = []
 
 
 def _path(layout: Layout) -> str:
@@ -128,6 +129,7 @@ def node_status(
         "throttle_bytes_per_s": uplink.throttle_bytes_per_s if uplink is not None else None,
         "replicas": list(uplink.replicas) if uplink is not None and alive else [],
         "nodes": node_documents(nodes, applied),
+        "following": uplink.following if uplink is not None else [],
         "problems": problems,
     }
 

@@ -88,16 +88,19 @@ def _problems(config: "Config") -> list[str]:
         ("keys.identity", config.keys.identity, load_identity),
         ("keys.signing", config.keys.signing, SigningKey.load),
     ):
+        if load == SigningKey.load and not config.writes:
+            continue
         if not source.startswith(_CREDENTIAL):
             try:
                 load(source)
             except AzekuraError as error:
                 found.append(f"{place}: {error}")
-    for name, signer in config.keys.signers.items():
-        try:
-            check_public_text(signer)
-        except ConfigurationError as error:
-            found.append(f"keys.signers.{name}: {error.cause}")
+    for name, signers in config.keys.signers.items():
+        for signer in signers:
+            try:
+                check_public_text(signer)
+            except ConfigurationError as error:
+                found.append(f"keys.signers.{name}: {error.cause}")
     tls = config.dicom.tls
     for place, path in (
         (("certificate", tls.certificate), ("key", tls.key), ("ca", tls.ca)) if tls else ()

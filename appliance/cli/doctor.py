@@ -82,7 +82,7 @@ def _local(config_path: str, config: "Config") -> "list[Check]":
     data_dir, dicom = config.node.data_dir, config.dicom
     checks = [
         Check("configuration", lambda: check_configuration(config_path, config)),
-        Check("keys", lambda: check_keys(config.keys)),
+        Check("keys", lambda: check_keys(config.keys, signs=config.writes)),
         Check("data_directory", lambda: check_data_directory(files, data_dir)),
     ]
     layout = Layout(data_dir)

@@ -80,7 +80,12 @@ def list_keys(context: typer.Context) -> None:
     ]
     rows += [{"use": "recipient", "name": None, "public": text} for text in keys.recipients]
     rows += [{"use": "recovery", "name": None, "public": text} for text in keys.recovery]
-    signing = SigningKey.load(keys.signing).public_text
-    rows.append({"use": "signing", "name": call.config.node.name, "public": signing})
-    rows += [{"use": "signer", "name": name, "public": text} for name, text in keys.signers.items()]
+    if call.config.writes:
+        signing = SigningKey.load(keys.signing).public_text
+        rows.append({"use": "signing", "name": call.config.node.name, "public": signing})
+    rows += [
+        {"use": "signer", "name": name, "public": text}
+        for name, texts in keys.signers.items()
+        for text in texts
+    ]
     call.output.table(rows, ("use", "name", "public"))

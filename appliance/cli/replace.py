@@ -60,7 +60,8 @@ def replace(
             with call.output.progress("ledger entries", found.sequence) as advance:
                 replacement.take_over(found, advance)
             with call.output.progress("instances") as advance:
-                rebuild(parts.layout, parts.index, node, identities, store, advance)
+                others = parts.other_ledgers(store)
+                rebuild(parts.layout, parts.index, node, identities, store, advance, others)
             with parts.index.read() as view:
                 counts = view.counts()
         finally:

@@ -50,6 +50,10 @@ def _text(found: dict[str, Any]) -> str:
     ]
     lines += [f"replica   {each['name']}, link {each['link']}" for each in found["replicas"]]
     lines += [f"node      {_node_line(each)}" for each in found["nodes"]]
+    lines += [
+        f"follows   {it['node']}, at {it['applied_sequence']} of {it['last_sequence']}"
+        for it in found["following"]
+    ]
     lines += [f"problem   {each['sentence']}" for each in found["problems"]]
     return "\n".join(lines)
 

@@ -63,22 +63,24 @@ def rebuild_index(context: typer.Context) -> None:
         call.parts(open_index=False) as parts,
         call.output.progress("instances") as advance,
     ):
+        store = parts.reading_store()
         counts = rebuild(
-            parts.layout, parts.index, call.config.node.name, parts.identities(),
-            parts.reading_store(), advance,
+            parts.layout, parts.index, call.config.node.name, parts.identities(), store, advance,
+            parts.other_ledgers(store),
         )  # fmt: skip
         with parts.index.read() as view:
             held = view.counts()
     call.output.result(
         {
             "entries": counts.entries,
+            "followed_entries": counts.followed,
             "packs": counts.packs,
             "instances": counts.instances,
             "index": {"studies": held.studies, "instances": held.instances},
         },
         f"the new index holds {held.studies} studies, {held.instances} instances; read were "
-        f"{counts.entries} ledger entries and, on this disk, {counts.instances} instances in "
-        f"{counts.packs} packs",
+        f"{counts.entries} ledger entries, {counts.followed} of other nodes and, on this disk, "
+        f"{counts.instances} instances in {counts.packs} packs",
     )
 
 

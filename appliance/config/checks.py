@@ -53,6 +53,7 @@ def check(config: Config) -> list[Finding]:
         *_cloud(config),
         *_windows(config),
         *_keys(config),
+        *_standby(config),
     ]
 
 
@@ -254,12 +255,12 @@ def _moment(minute: int) -> str:
 def _keys(config: Config) -> Iterator[Finding]:
     recovery: Place = ("keys", "recovery")
     recipients: Place = ("keys", "recipients")
-    if not config.keys.recovery and not config.node.demo:
+    if not config.keys.recovery and not config.node.demo and config.writes:
         yield Finding(
             recovery,
             "needs at least one recipient: make it with `azekura key new FILE` on another "
             "machine, print FILE, keep it in a safe, and write its recipient here",
-            (recovery, ("node", "demo")),
+            (recovery, ("node", "demo"), ("node", "role"), ("standby", "accept_stores")),
         )
     twice = set(config.keys.recovery) & set(config.keys.recipients)
     if twice:
@@ -271,3 +272,19 @@ def _keys(config: Config) -> Iterator[Finding]:
     if config.node.name in config.keys.signers:
         place: Place = ("keys", "signers", config.node.name)
         yield Finding(place, "is this node itself; list the others only", (place, ("node", "name")))
+
+
+def _standby(config: Config) -> Iterator[Finding]:
+    role: Place = ("node", "role")
+    if config.node.role == "standby" and not config.keys.signers:
+        yield Finding(
+            ("keys", "signers"),
+            "needs the public signing key of each node that this standby follows: "
+            "`azekura key list` there shows it",
+            (("keys", "signers"), role),
+        )
+    accept: Place = ("standby", "accept_stores")
+    if config.node.role != "standby" and config.standby.accept_stores != "never":
+        yield Finding(
+            accept, "is for node.role 'standby'; an appliance always does", (accept, role)
+        )

@@ -92,7 +92,7 @@ def _type(info: FieldInfo) -> str:
         several = "some of " if is_list(info) else "one of "
         return several + ", ".join(f"`{choice}`" for choice in _choices(info.annotation))
     if typing.get_origin(info.annotation) is dict:
-        return "table of node names, each with its public key"
+        return "table of node names, each with its public key or a list of them"
     return f"list of {kind}" if is_list(info) else kind + _limits(info, kind)
 
 

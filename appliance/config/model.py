@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validat
 from appliance.config import checks
 from appliance.config.values import (
     FROM_FILE,
+    AcceptStores,
     Address,
     AeTitle,
     Availability,
@@ -41,7 +42,7 @@ from appliance.config.values import (
     ReportBy,
     Role,
     Rung,
-    Signer,
+    Signers,
     SizeBytes,
     Text,
     TimeZone,
@@ -443,10 +444,29 @@ class Keys(Table):
         description="The recipients whose identities are printed and kept in a safe. At least "
         "one, unless `node.demo` is true.",
     )
-    signers: dict[NodeName, Signer] = Field(
+    signers: dict[NodeName, Signers] = Field(
         {},
         description="The public signing keys of the other nodes on this bucket, by node name: "
-        "whose ledgers are believed.",
+        "whose ledgers are believed and followed. A node that took a new signing key has a list.",
+    )
+
+
+class Standby(Table):
+    """How a standby stands in for the nodes that it follows."""
+
+    accept_stores: AcceptStores = Field(
+        "never",
+        description="Whether a standby takes new studies: `when-silent` while a node that it "
+        "follows gives no sign of life. With `never` it writes no ledger and no pack, and needs "
+        "neither `keys.signing` nor `keys.recovery`.",
+    )
+    silent_after_s: Annotated[DurationS, Field(ge=1, le=30 * DAY_S)] = Field(
+        600.0,
+        alias="silent_after",
+        description="How long a node may give no sign of life before it counts as silent.",
+    )
+    retired: tuple[NodeName, ...] = Field(
+        (), description="Nodes that are gone for good: their silence means nothing."
     )
 
 
@@ -467,7 +487,13 @@ class Config(Table):
     cloud: Cloud = Field(description="The bucket.")
     alarms: Alarms = Field(Alarms(), description="When the backlog is a problem.")
     keys: Keys = Field(Keys(), description="Recipients, identity and signing key.")
+    standby: Standby = Field(Standby(), description="How a standby stands in for other nodes.")
     web: Web = Field(Web(), description="The web interface.")
+
+    @property
+    def writes(self) -> bool:
+        """Whether this node may ever write packs and a ledger of its own."""
+        return self.node.role == "appliance" or self.standby.accept_stores != "never"
 
     @model_validator(mode="after")
     def _fits_together(self, info: ValidationInfo) -> Self:

@@ -185,6 +185,14 @@ def _parse_signer(text: str) -> str:
     return text
 
 
+def _parse_signers(value: object) -> object:
+    """One key, or a list of them: a node that took a new key keeps its old entries."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not texts:
+        raise ValueError("write a public signing key, or a list of them")
+    return tuple(_parse_signer(str(text)) for text in texts)
+
+
 def _parse_path(text: str) -> str:
     if not text.startswith("/") or "\0" in text:
         raise ValueError("write an absolute path")
@@ -282,7 +290,17 @@ KeySource = Annotated[
     str, Field(strict=True), *_kind("path or credential", "/etc/azekura/key", _parse_key_source)
 ]
 Recipient = Annotated[str, Field(strict=True), *_kind("age recipient", "age1…", _parse_recipient)]
-Signer = Annotated[str, Field(strict=True), *_kind("public key", "azekura-sign1…", _parse_signer)]
+Signers = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_parse_signers),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+            "examples": ["azekura-sign1…"],
+        }
+    ),
+    Written("public key", "azekura-sign1…"),
+]
 CharacterSet = Annotated[
     str, Field(strict=True), *_kind("character set", "ISO_IR 192", _parse_character_set)
 ]
@@ -318,6 +336,7 @@ RateBytesPerS = Annotated[
     PlainSerializer(write_rate, return_type=str),
 ]
 Role = Annotated[Literal["appliance", "standby"], Written("one of", "appliance")]
+AcceptStores = Annotated[Literal["never", "when-silent", "always"], Written("one of", "never")]
 Rung = Annotated[Literal["local", "cloud", "locked"], Written("one of", "locked")]
 Permission = Annotated[
     Literal["echo", "store", "find", "move", "get", "commit", "destination"],

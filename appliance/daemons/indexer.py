@@ -41,7 +41,7 @@ def run(config: Config) -> int:
         return running.exit_code
     repair = IndexRepair(
         parts.clock, parts.layout, parts.index, parts.condition, config.node.name,
-        partial(_rebuild, parts),
+        partial(_rebuild, parts), parts.entry_copies(),
     )  # fmt: skip
     interrupt = threading.Event()
     repairer = threading.Thread(
@@ -100,8 +100,9 @@ def _rebuild(parts: Parts, advance: Callable[[float], None]) -> Counts:
         _log.warning("ledger_only_from_disk", error=type(error).__name__)
         store = None
     return rebuild(
-        parts.layout, parts.index, parts.config.node.name, parts.identities(), store, advance
-    )
+        parts.layout, parts.index, parts.config.node.name, parts.identities(), store, advance,
+        parts.other_ledgers(store),
+    )  # fmt: skip
 
 
 def _alone(flock: FileLock, running: Running) -> bool:

@@ -3,6 +3,8 @@
 Owns how heartbeats and the published configuration are put together; decides nothing.
 """
 
+import secrets
+
 from appliance import __version__
 from appliance.archive.heartbeats import Heartbeats, Own
 from appliance.archive.problem import Problem
@@ -14,24 +16,30 @@ from appliance.remote.store import ObjectStore
 from appliance.seal.signing import SigningKey
 
 TURN_S = 1.0
-SILENT_AFTER_S = 600.0
 
 
 class Neighbours:
     """Heartbeats, ours and theirs, and what we publish. `turn` belongs to one thread."""
 
     def __init__(
-        self, parts: Parts, store: ObjectStore, uplink: Uplink, signing_key: SigningKey
+        self,
+        parts: Parts,
+        store: ObjectStore,
+        uplink: Uplink | None,
+        signing_key: SigningKey | None,
     ) -> None:
+        """`uplink`: None on a node that writes no ledger; it beats all the same if it has a key."""
         config = parts.config
         self._uplink = uplink
         self._heartbeats = Heartbeats(
             parts.files, parts.clock, store, parts.layout, config.node.name, config.node.role,
             f"azekura {__version__}", signing_key,
-            {name: (key,) for name, key in config.keys.signers.items()}, SILENT_AFTER_S, (),
-            self._own,
+            config.keys.signers, config.standby.silent_after_s, config.standby.retired, self._own,
         )  # fmt: skip
-        self._publisher = Publisher(parts.files, parts.clock, parts.layout, uplink.record)
+        self._publisher = (
+            Publisher(parts.files, parts.clock, parts.layout, uplink.record) if uplink else None
+        )
+        self._incarnation = secrets.token_hex(16)
 
     def turn(self) -> None:
         """Beat and listen, when it is time to."""
@@ -39,7 +47,7 @@ class Neighbours:
 
     def publish(self, config: Config) -> None:
         """Let the ledger say what a standby needs of a site's configuration."""
-        if config.node.role == "appliance":
+        if config.node.role == "appliance" and self._publisher is not None:
             self._publisher.publish(config.dicom)
 
     def problems(self) -> list[Problem]:
@@ -48,6 +56,8 @@ class Neighbours:
 
     def _own(self) -> Own | None:
         """Return what the heartbeat says; None while another box may have this node's name."""
+        if self._uplink is None:
+            return Own(0, self._incarnation)
         if not self._uplink.owns_name:
             return None
         return Own(self._uplink.sequence, self._uplink.incarnation)

@@ -6,8 +6,10 @@ Owns no decision; it only puts parts together. Each process makes its own.
 from collections.abc import Sequence
 
 from appliance.archive.commitment import NOT_KNOWN_YET, Reached
+from appliance.archive.entry_copies import EntryCopies
 from appliance.archive.index_condition import IndexCondition
 from appliance.archive.layout import Layout
+from appliance.archive.rebuild_followed import FollowedLedgers
 from appliance.archive.rungs import reached
 from appliance.archive.space import SHORT_FRACTION, Space
 from appliance.archive.status import bucket_trusted
@@ -97,6 +99,17 @@ class Parts:
     def reading_store(self) -> ObjectStore:
         """Return the store of a process that only reads the cloud, with a line of its own."""
         return self.reading(ObservedStore(self.store(), Link(self.clock)), self.replicas())
+
+    def entry_copies(self) -> dict[str, EntryCopies]:
+        """Return where the copies of each followed ledger lie."""
+        names = self.config.keys.signers
+        return {name: EntryCopies(self.files, self.layout, name) for name in names}
+
+    def other_ledgers(self, store: ObjectStore | None) -> FollowedLedgers:
+        """Return what a rebuild takes of the ledgers that this node follows."""
+        return FollowedLedgers(
+            self.files, self.layout, store, self.identities(), self.config.keys.signers
+        )
 
     def identities(self) -> Sequence[Identity]:
         """Return this node's identities; KeyUnavailable when they can't be read."""

@@ -1,7 +1,8 @@
-"""`azekura uplink`: seal, encrypt, upload, verify, ledger, evict, and the requests of others.
+"""`azekura uplink`: seal, encrypt, upload, verify, ledger, follow, evict, and requests of others.
 
 Holds `state/uplink.lock`: one uplink at a time writes to the bucket. Reads the configuration file
-again when it changes, and takes the throttle from it.
+again when it changes, and takes the throttle from it. A standby that takes no stores has no ledger
+and uploads nothing: what is left of the uplink follows, evicts and recalls.
 """
 
 import os
@@ -14,6 +15,7 @@ from appliance.archive.backlog import BacklogWatch
 from appliance.archive.bucket_watch import BucketWatch
 from appliance.archive.control import Control
 from appliance.archive.evict import Evictor
+from appliance.archive.follow import Follower
 from appliance.archive.indexer import mark_found
 from appliance.archive.ledger import Ledger
 from appliance.archive.pins import Pins
@@ -31,7 +33,12 @@ from appliance.daemons.neighbours import TURN_S, Neighbours
 from appliance.daemons.parts import Parts
 from appliance.daemons.running import Running, notify
 from appliance.foundation import log
-from appliance.foundation.errors import AzekuraError, ConfigurationError, StorageFailed
+from appliance.foundation.errors import (
+    AzekuraError,
+    ConfigurationError,
+    KeyUnavailable,
+    StorageFailed,
+)
 from appliance.foundation.files import FileLock
 from appliance.remote.link import Link
 from appliance.remote.observed import ObservedStore
@@ -45,6 +52,7 @@ INDEX_WAIT_S = 2.0
 EVICT_S = 5.0
 BACKLOG_S = 30.0
 RECOVER_S = 10.0
+FOLLOW_S = 2.0
 
 ORPHAN_S = 3600.0
 
@@ -93,23 +101,10 @@ class _Uplink:
             parts.clock, store, needs_lock=config.cloud.object_lock != "off",
             trusted=bucket_trusted(parts.layout, parts.clock),
         )  # fmt: skip
-        identities = parts.identities()
-        recipients = parts.recipients()
-        retention = Retention(store, config.cloud.object_lock, config.cloud.retention_s)
         space = parts.space()
         pins = Pins(parts.files, parts.layout.pins)
-        self._upload = upload = PackUpload(
-            parts.files, parts.clock, store, parts.layout, recipients, identities, retention
-        )
-        signing_key = SigningKey.load(config.keys.signing)
-        ledger = Ledger(
-            parts.files, parts.clock, store, parts.layout, config.node.name,
-            signing_key, recipients, identities, retention,
-        )  # fmt: skip
-        self._uplink = Uplink(
-            parts.files, parts.clock, parts.layout, parts.index, ledger, upload,
-            f"azekura {__version__}", self._fatal, self._bucket, parts.condition,
-        )  # fmt: skip
+        self._uplink = self._writing(store) if config.writes else None
+        self._follower = self._following(store)
         self._evictor = Evictor(
             parts.files, parts.clock, parts.layout, parts.index, store, space, pins,
             config.cache.high_water, config.cache.low_water, self._bucket,
@@ -117,7 +112,7 @@ class _Uplink:
         replicas = parts.replicas()
         self._replicas = ReplicaWatch(
             parts.clock, [each.name for each in config.cloud.replicas], replicas,
-            config.node.name, lambda: self._uplink.sequence,
+            config.node.name, self._own_sequence,
         )  # fmt: skip
         recaller = Recaller(
             parts.files, parts.clock, parts.layout, parts.reading(store, replicas), parts.index,
@@ -127,16 +122,11 @@ class _Uplink:
             parts.clock, parts.index, RequestBox(parts.files, parts.layout.requests),
             self._uplink, self._evictor, recaller, pins, config.node.name,
         )  # fmt: skip
-        self._backlog = BacklogWatch(
-            parts.files, parts.clock, parts.layout, parts.index, space, self._uplink,
-            parts.throttle, self._link, config.alarms, parts.condition,
-        )  # fmt: skip
-        self._neighbours = Neighbours(parts, store, self._uplink, signing_key)
+        self._neighbours = Neighbours(parts, store, self._uplink, self._signing_key())
         self._evict_problem: Problem | None = None
         # Whoever finds something wrong that status should show is asked by `_tell`.
         self._problem_sources: list[Callable[[], list[Problem]]] = [
-            self._uplink.problems,
-            self._backlog.problems,
+            self._follower.problems,
             self._replicas.problems,
             self._neighbours.problems,
             lambda: [self._evict_problem] if self._evict_problem is not None else [],
@@ -144,23 +134,71 @@ class _Uplink:
         self._threads = self._loops()
 
     def _loops(self) -> list[threading.Thread]:
-        return [
+        parts = self._parts
+        threads = [
             self._loop("control", CONTROL_S, self._control.run_once),
             self._loop("bucket", BUCKET_S, self._bucket.look_if_due),
             self._loop("replicas", BUCKET_S, self._replicas.look_if_due),
             self._loop("status", STATUS_S, self._tell),
             self._loop("evict", EVICT_S, self._evict),
-            self._loop("backlog", BACKLOG_S, self._backlog.look),
             self._loop("recover", RECOVER_S, self._recover),
             self._loop("heartbeat", TURN_S, self._neighbours.turn),
-            self._loop("orphans", ORPHAN_S, self._abort_orphans),
+            self._loop("follow", FOLLOW_S, lambda: self._follower.run(self._stop)),
         ]
+        if self._uplink is not None:
+            backlog = BacklogWatch(
+                parts.files, parts.clock, parts.layout, parts.index, parts.space(), self._uplink,
+                parts.throttle, self._link, parts.config.alarms, parts.condition,
+            )  # fmt: skip
+            self._problem_sources[:0] = [self._uplink.problems, backlog.problems]
+            threads.append(self._loop("backlog", BACKLOG_S, backlog.look))
+            threads.append(self._loop("orphans", ORPHAN_S, self._abort_orphans))
+        return threads
+
+    def _writing(self, store: ObservedStore) -> Uplink:
+        """Return what uploads packs and writes the own ledger."""
+        parts, config = self._parts, self._parts.config
+        identities, recipients = parts.identities(), parts.recipients()
+        retention = Retention(store, config.cloud.object_lock, config.cloud.retention_s)
+        self._upload = PackUpload(
+            parts.files, parts.clock, store, parts.layout, recipients, identities, retention
+        )
+        ledger = Ledger(
+            parts.files, parts.clock, store, parts.layout, config.node.name,
+            SigningKey.load(config.keys.signing), recipients, identities, retention,
+        )  # fmt: skip
+        return Uplink(
+            parts.files, parts.clock, parts.layout, parts.index, ledger, self._upload,
+            f"azekura {__version__}", self._fatal, self._bucket, parts.condition,
+        )  # fmt: skip
+
+    def _signing_key(self) -> SigningKey | None:
+        """Return the key of the heartbeat; None for a standby that was given none."""
+        try:
+            return SigningKey.load(self._parts.config.keys.signing)
+        except KeyUnavailable:
+            if self._parts.config.writes:
+                raise
+            return None
+
+    def _own_sequence(self) -> int:
+        return self._uplink.sequence if self._uplink is not None else 0
+
+    def _following(self, store: ObservedStore) -> Follower:
+        """Return what follows the ledgers of all other nodes."""
+        parts = self._parts
+        return Follower(
+            parts.files, parts.clock, parts.layout, parts.index, store, parts.config.node.name,
+            parts.identities(), parts.config.keys.signers, parts.condition,
+            own_sequence=None if self._uplink is None else self._own_sequence,
+        )  # fmt: skip
 
     def start(self) -> None:
         """Put right what a crash left, then start every loop."""
         clear_abandoned(self._parts.files, self._parts.layout)
         mark_found(self._parts.layout, self._parts.index)
-        self._uplink.start()
+        if self._uplink is not None:
+            self._uplink.start()
         self._neighbours.publish(self._parts.config)
         for thread in self._threads:
             thread.start()
@@ -169,9 +207,11 @@ class _Uplink:
         """End every loop."""
         self._stop.set()
         self._control.close()
-        self._uplink.stop()
+        if self._uplink is not None:
+            self._uplink.stop()
         for thread in self._threads:
             thread.join()
+        self._follower.close()
 
     def _fatal(self, failure: StorageFailed) -> None:
         self._running.fatal(failure)
@@ -224,12 +264,13 @@ class _Uplink:
                 at_s=self._parts.clock.now().timestamp(),
                 pid=os.getpid(),
                 link=self._link.state,
-                ledger_sequence=self._uplink.sequence,
+                ledger_sequence=self._own_sequence(),
                 upload_rate_bytes_per_s=throttle.sent_bytes_per_s(),
                 throttle_bytes_per_s=throttle.rate_now_bytes_per_s(),
                 problems=problems,
                 bucket_trusted=self._bucket.trusted,
                 replicas=self._replicas.document(),
+                following=[each.document() for each in self._follower.places()],
             ),
         )
 

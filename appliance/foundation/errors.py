@@ -18,6 +18,7 @@ AzekuraError
 │   └── IndexDamaged           the index's own: nothing is lost, it is made anew
 ├── KeyUnavailable             an identity or a signing key cannot be read
 ├── DecryptionFailed           no identity opens it, or its authentication fails
+│   └── SealedToOthers         none of the identities that are here is a recipient
 ├── PeerError                  another application entity
 │   ├── PeerUnavailable        no connection, no answer in time, a transient rejection retry
 │   ├── PeerRefused            rejected permanently, or no presentation context accepted
@@ -137,6 +138,10 @@ class KeyUnavailable(AzekuraError):
 
 class DecryptionFailed(AzekuraError):
     """No identity opens the object, or its authentication fails."""
+
+
+class SealedToOthers(DecryptionFailed):
+    """None of the identities that are here is one of the object's recipients."""
 
 
 class PeerError(AzekuraError):

@@ -32,14 +32,6 @@ def check_configuration(path: str, config: Config) -> Findings:
                 "Before patients: take node.demo out and name a recovery recipient",
             )
         )
-    if config.node.role != "appliance":
-        found.append(
-            warning(
-                CONDITION,
-                f"the role {config.node.role} is configured",
-                "This release runs appliances only: the node works as one",
-            )
-        )
     if not any(peer.addresses for peer in config.dicom.peers):
         found.append(
             warning(CONDITION, "no peer may call", "List the PACS and modalities in dicom.peers")

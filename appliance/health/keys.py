@@ -14,15 +14,16 @@ SIGNING = "signing_key"
 _CREDENTIAL = "credential:"
 
 
-def check_keys(keys: Keys) -> Findings:
+def check_keys(keys: Keys, *, signs: bool = True) -> Findings:
     """Read the identity and the signing key as the daemons do.
 
     A systemd credential is there only inside its service; outside it is left to the daemon.
+    `signs` false: the node writes no ledger and needs no signing key.
     """
-    return [
-        _look(IDENTITY, keys.identity, lambda: _identity(keys)),
-        _look(SIGNING, keys.signing, lambda: _signing(keys)),
-    ]
+    found = [_look(IDENTITY, keys.identity, lambda: _identity(keys))]
+    if signs:
+        found.append(_look(SIGNING, keys.signing, lambda: _signing(keys)))
+    return found
 
 
 def _look(condition: str, source: str, read: Callable[[], Finding]) -> Finding:

@@ -87,6 +87,10 @@ class WriteTransaction:
         """Note that the bucket holds a verified copy of the pack and the ledger names it."""
         self._take_cloud(self._pack(pack_id), cloud)
 
+    def node_of(self, pack_id: str) -> str:
+        """Return the node whose ledger names the pack, as far as is known; "" for a new pack."""
+        return self._pack(pack_id).pack.node
+
     def set_local(self, pack_id: str, local: bool) -> None:
         """Note whether the pack is on this disk. The last word counts."""
         self._pack(pack_id).pack.local = local

@@ -14,7 +14,7 @@ import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from appliance.foundation.errors import DecryptionFailed
+from appliance.foundation.errors import DecryptionFailed, SealedToOthers
 from appliance.seal.identity import Identity
 
 VERSION_LINE = b"age-encryption.org/v1\n"
@@ -96,7 +96,9 @@ def unwrap_file_key(header: bytes, identities: Sequence[Identity]) -> bytes:
     parsed = parse_header(header)
     file_key = _file_key(_x25519_stanzas(parsed), identities)
     if file_key is None:
-        raise _refused("it is sealed to none of the identities that are here")
+        raise SealedToOthers(
+            "open sealed object", cause="it is sealed to none of the identities that are here"
+        )
     expected = hmac.digest(hkdf(file_key, b"", b"header"), parsed.covered, "sha256")
     if not hmac.compare_digest(expected, parsed.mac):
         raise _refused("the header's MAC is wrong")

@@ -28,6 +28,7 @@ DRAIN = "90 s"
 _TOML = """
 [node]
 name = "{name}"
+role = "{role}"
 data_dir = "{data}"
 timezone = "Asia/Tokyo"
 
@@ -69,8 +70,8 @@ rate = "{rate}"
 
 [keys]
 identity = "{folder}/node.key"
-signing = "{folder}/signing.pem"
-recovery = ["{recovery}"]
+{keys}
+{tables}
 """
 
 
@@ -82,7 +83,12 @@ def free_port() -> int:
 
 
 class Node:
-    """One node in `folder`; options are those of the template above."""
+    """One node in `folder`; options are those of the template above, and these.
+
+    role: `appliance` or `standby`. recipients: who else can read what this node writes. signers:
+    node name → public signing key. writes: false leaves out what a node that never writes does
+    without. tables: further tables of the file, as text.
+    """
 
     def __init__(
         self, folder: Path, server: EmbeddedS3, bucket: str, prefix: str, **options: Any
@@ -101,6 +107,7 @@ class Node:
             "name": "site-a", "commitment": "locked", "capacity": "8 GiB", "quiet": "1 s",
             "max_age": "5 s",
             "target_size": "64 MiB", "rate": "off", "endpoint": server.endpoint_url, "peers": "",
+            "role": "appliance", "recipients": (), "signers": {}, "writes": True, "tables": "",
         } | options  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("node.key", "recovery.key"):
@@ -111,14 +118,35 @@ class Node:
     def configure(self, **options: Any) -> None:
         """Write the configuration file, with some options changed."""
         self._options |= options
-        recovery = load_identity(str(self.recovery_key))[0].recipient
         text = _TOML.format(
             folder=self.folder, data=self.data, port=self.port, peer_port=self.peer_port,
-            bucket=self.bucket, prefix=self.prefix, recovery=recovery, **self._options,
+            bucket=self.bucket, prefix=self.prefix, keys=self._keys(), **self._options,
         )  # fmt: skip
         temporary = self.config_path.with_suffix(".new")
         temporary.write_text(text)
         os.replace(temporary, self.config_path)
+
+    def _keys(self) -> str:
+        """Return the rest of the table `keys`."""
+        lines = []
+        if self._options["writes"]:
+            recovery = load_identity(str(self.recovery_key))[0].recipient
+            lines += [f'signing = "{self.folder}/signing.pem"', f'recovery = ["{recovery}"]']
+        if self._options["recipients"]:
+            lines.append(f"recipients = {json.dumps(list(self._options['recipients']))}")
+        lines.append("[keys.signers]")
+        lines += [f'{name} = "{public}"' for name, public in self._options["signers"].items()]
+        return "\n".join(lines)
+
+    @property
+    def recipient(self) -> str:
+        """To whom others seal what this node is to read."""
+        return load_identity(str(self.folder / "node.key"))[0].recipient
+
+    @property
+    def signer(self) -> str:
+        """The public key by which others know this node's ledger."""
+        return SigningKey.load(str(self.folder / "signing.pem")).public_text
 
     @property
     def endpoint_url(self) -> str:

@@ -270,6 +270,9 @@ def test_a_secret_in_the_wrong_place_is_named_but_not_repeated() -> None:
         ("[dicom.tls]", "[dicom.tls]\nport = 11112", "dicom.tls.port", "taken by dicom.port"),
         ('"mon", "tue"', '"monday", "tue"', "cloud.throttle.windows[0].days[0]", "'mon'"),
         ("[keys]", '[keys]\nsigners = { site-a = "x" }', "keys.signers.site-a", "azekura-sign1"),
+        ("[keys]", "[keys]\nsigners = { site-b = [] }", "keys.signers.site-b", "list of them"),
+        ('role = "appliance"', 'role = "standby"', "keys.signers", "each node that"),
+        ("[keys]", '[standby]\naccept_stores = "always"\n[keys]', "standby.accept_stores", "role"),
     ],
 )  # fmt: skip
 def test_loads_names_the_fault(old: str, new: str, place: str, words: str) -> None:
@@ -356,3 +359,17 @@ def test_to_toml_writes_a_file_that_makes_the_same_configuration() -> None:
     written = to_toml(config)
     assert tomllib.loads(written)["packs"]["target_size"] == "64 MiB"
     assert loads(written) == config
+
+
+def test_a_standby_that_never_writes_needs_no_recovery_and_a_signer_may_have_several_keys() -> None:
+    """One text or a list; `writes` says whether the node has a ledger of its own."""
+    keys = [f"azekura-sign1{letter * 58}" for letter in "qp"]
+    signers = f'[keys]\nsigners = {{ site-b = "{keys[0]}", site-c = {keys} }}'
+    standby = (('role = "appliance"', 'role = "standby"'), ("[keys]", signers))
+    config = loads(changed(*standby, (f'recovery = ["{RECOVERY}"]', "")))
+    assert not config.writes
+    assert config.keys.signers == {"site-b": (keys[0],), "site-c": tuple(keys)}
+    assert loads(to_toml(config)).keys.signers == config.keys.signers
+    accepts = ("[web]", '[standby]\naccept_stores = "when-silent"\n[web]')
+    (fault,) = faults(changed(*standby, accepts, (f'recovery = ["{RECOVERY}"]', "")))
+    assert fault.startswith("keys.recovery: ")

@@ -74,7 +74,6 @@ def test_a_sound_configuration_is_ok(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "word"),
     [
-        (config_of('role = "standby"'), "standby"),
         (config_of("demo = true"), "demo"),
         (config_of(cloud='endpoint_url = "http://s3.example.org"'), "without TLS"),
     ],

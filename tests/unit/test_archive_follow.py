@@ -1,0 +1,173 @@
+"""Following the ledgers of other nodes: what is new, once, in a few requests, whatever happens."""
+
+import random
+
+import pytest
+
+from appliance.archive.findings import Kind
+from appliance.archive.following import follow_state_path
+from appliance.archive.ledger_entry import entry_key
+from appliance.archive.ledger_listing import last_listed
+from appliance.foundation.errors import StorageFailed
+from appliance.foundation.files import FileSystem
+from tests.support.fake_store import no_answer
+from tests.support.made_ledger import put_object
+from tests.support.standby_box import Sites, sites  # noqa: F401
+
+
+def test_an_empty_standby_knows_what_all_ledgers_say(sites: Sites) -> None:
+    """Bucket, identity and public signing keys are enough."""
+    sites.write(1, 2, 3)
+    sites.write(4, 5, ledger=sites.b)
+    box = sites.box()
+    box.follow()
+    assert box.studies() == {1, 2, 3, 4, 5}
+    assert (box.applied("site-a"), box.applied("site-b")) == (3, 2)
+    assert box.follower.problems() == []
+
+
+def test_what_is_new_costs_one_list_and_one_get_and_nothing_costs_one_list(sites: Sites) -> None:
+    """What is known already is not listed and not fetched again."""
+    sites.write(1, 2, 3)
+    box = sites.box()
+    box.follow()
+    sites.store.requests.clear()
+    box.follow()
+    assert sites.store.requests == [("versions", "ledger/site-a/"), ("versions", "ledger/site-b/")]
+    sites.write(4)
+    sites.store.requests.clear()
+    box.follow()
+    assert sites.store.requests == [
+        ("versions", "ledger/site-a/"),
+        ("get", entry_key("site-a", 4)),
+        ("versions", "ledger/site-b/"),
+    ]
+    assert box.studies() == {1, 2, 3, 4}
+
+
+def test_the_last_sequence_is_found_in_few_requests(sites: Sites) -> None:
+    """Bisection, not a listing of everything, says how far a ledger goes."""
+    for sequence in range(1, 3001):
+        sites.store.seed(entry_key("site-a", sequence), b"")
+    sites.store.requests.clear()
+    assert last_listed(sites.store, "site-a", 0) == 3000
+    assert last_listed(sites.store, "site-a", 3000) == 3000
+    assert len(sites.store.requests) < 40
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_index_does_not_depend_on_the_order_in_which_entries_come(
+    sites: Sites, seed: int
+) -> None:
+    """Two standbys that met the same entries at other times have the same index, byte for byte."""
+    source = random.Random(seed)
+    early, late = sites.box("early"), sites.box("late")
+    numbers = list(range(1, 13))
+    source.shuffle(numbers)
+    for number in numbers:
+        sites.write(number, ledger=source.choice([sites.a, sites.b]))
+        if source.random() < 0.5:
+            early.follow()
+    early.follow()
+    late.follow()
+    assert early.studies() == set(numbers)
+    assert early.fingerprint() == late.fingerprint()
+
+
+def test_the_link_down_keeps_what_is_known_and_is_asked_less_and_less(sites: Sites) -> None:
+    """Status says so; when the line is back everything comes."""
+    sites.write(1)
+    box = sites.box()
+    box.follow()
+    sites.write(2)
+    sites.store.offline = True
+    box.follow()
+    sites.store.requests.clear()
+    box.follow()
+    assert sites.store.requests == []
+    assert {each.condition for each in box.follower.problems()} == {"follow"}
+    assert box.studies() == {1}
+    sites.store.offline = False
+    sites.clock.advance(3600.0)
+    box.follow()
+    assert box.studies() == {1, 2}
+    assert box.follower.problems() == []
+
+
+def test_a_fetch_that_fails_in_the_middle_loses_nothing(sites: Sites) -> None:
+    """What was applied before stays, and the rest comes later, in its place in the chain."""
+    sites.write(1, 2, 3, 4)
+    box = sites.box()
+    sites.store.fail("get", *[no_answer()] * 2)
+    box.follow()
+    sites.clock.advance(3600.0)
+    box.follow()
+    assert box.studies() == {1, 2, 3, 4}
+    assert box.found() == []
+
+
+class _FullAtCommit(FileSystem):
+    """A disk that fails a write of one name."""
+
+    def __init__(self, part: str) -> None:
+        self.part = part
+
+    def write_atomic(self, path: str, content: bytes, mode: int = 0o660) -> None:
+        if self.part in path:
+            raise StorageFailed("write", path, "staged")
+        super().write_atomic(path, content, mode)
+
+
+def test_an_entry_whose_copy_can_not_be_written_is_not_applied(sites: Sites) -> None:
+    """A rebuild would not have it: the copy comes first."""
+    sites.write(1, 2)
+    box = sites.box(files=_FullAtCommit("000000000002.json"))
+    with pytest.raises(StorageFailed):
+        box.follow()
+    assert 2 not in box.studies()
+    again = sites.restarted(box)
+    again.follow()
+    assert again.studies() == {1, 2}
+
+
+def test_a_state_that_is_lost_is_made_again_from_the_copies(sites: Sites) -> None:
+    """Nothing is fetched a second time."""
+    sites.write(1, 2, 3)
+    box = sites.box()
+    box.follow()
+    before = box.fingerprint()
+    box.files.unlink(follow_state_path(box.layout, "site-a"))
+    again = sites.restarted(box)
+    sites.store.requests.clear()
+    again.follow()
+    assert not [each for each in sites.store.requests if each[0] == "get"]
+    assert again.fingerprint() == before
+    assert again.applied() == 3
+
+
+def test_a_key_taken_up_later_is_believed_beside_the_old_one(sites: Sites) -> None:
+    """Entries before a change of the signing key stay trusted."""
+    sites.write(1)
+    old = sites.a.signing_key.public_text
+    sites.a.signing_key = sites.ledger("site-a", "new").signing_key
+    sites.write(2)
+    box = sites.box()
+    box.follow()
+    assert box.found() == [(Kind.FORGED, 2, 2)]
+    signers = sites.signers | {"site-a": (old, sites.a.signing_key.public_text)}
+    again = sites.restarted(box, signers=signers)
+    again.follow()
+    assert again.studies() == {1, 2}
+    assert again.found() == []
+
+
+def test_what_lies_far_ahead_does_not_make_a_standby_pass_by_what_comes(sites: Sites) -> None:
+    """A key with the largest number holds junk: the real next entry is taken all the same."""
+    sites.write(1)
+    put_object(sites.store, entry_key("site-a", 999_999_999_999), b"junk")
+    box = sites.box()
+    box.follow()
+    sites.write(2)
+    box.follow()
+    assert box.studies() == {1, 2}
+    assert box.found() == [(Kind.ALTERED, 999_999_999_999, 999_999_999_999)]
