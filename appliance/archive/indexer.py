@@ -272,7 +272,7 @@ def mark_found(layout: Layout, index: Index) -> int:
     with index.read() as view:
         for pack_id in packs_in(layout.sealed):
             row = view.pack(pack_id)
-            if row is not None and not row.local:
+            if row is not None and not row.local and not row.erased_at_us:
                 found.append(pack_id)
     if found:
         with index.write() as txn:

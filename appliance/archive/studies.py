@@ -14,6 +14,7 @@ from appliance.foundation.clock import from_microseconds, isoformat
 from appliance.foundation.errors import NotFound
 from appliance.foundation.files import FileSystem
 from appliance.index.index import Index
+from appliance.index.keeping import packs_of
 from appliance.index.records import PackRow, State, StoredInstance, Version
 from appliance.index.view import View
 
@@ -29,14 +30,7 @@ MIXED = "mixed"
 
 def study_packs(view: View, study_instance_uid: str) -> list[PackRow]:
     """Return every pack that holds an instance of a study, hidden and older versions too."""
-    pack_ids = {
-        copy.pack_id
-        for instance in view.instances(study_instance_uid)
-        for version in instance.versions
-        for copy in version.copies
-    }
-    rows = (view.pack(pack_id) for pack_id in sorted(pack_ids))
-    return [row for row in rows if row is not None]
+    return packs_of(view, study_instance_uid)
 
 
 def _matchers(patient: str, accession: str, date: str) -> list[dict[int, Matcher]]:

@@ -4,6 +4,8 @@ Invariants:
 - A CONTEXT record is named by its study and the hash of its bytes; it never changes, so that a
   decoded one may be kept as long as memory allows. Nobody changes a decoded one.
 - UIDs that are in keys, the SOP Class UID and the character set are in no dictionary.
+- A context is of one series: that is how an older copy, whose record lies under the newest copy's
+  series, finds its own again when the newest is erased.
 """
 
 import hashlib
@@ -132,7 +134,9 @@ class ContextWriter:
         self._layouts: dict[tuple[int, ...], _Layout] = {}
         self._known: dict[bytes, Shared] = {}
 
-    def split(self, study: bytes, node: str, facts: InstanceFacts) -> tuple[Shared, list[Any]]:
+    def split(
+        self, study: bytes, series: bytes, node: str, facts: InstanceFacts
+    ) -> tuple[Shared, list[Any]]:
         """Return the context of an instance, stored, and the values that are its own."""
         attributes: dict[int, Any] = facts.attributes
         tags = tuple(attributes)
@@ -144,6 +148,7 @@ class ContextWriter:
         quick = encode(
             (
                 study,
+                series,
                 layout.number,
                 node,
                 facts.sop_class_uid,
@@ -160,7 +165,7 @@ class ContextWriter:
         shared = self._known.get(quick)
         if shared is None:
             shared = self._known[quick] = self._store(
-                study, _context(node, facts, attributes, layout)
+                study, _context(series, node, facts, attributes, layout)
             )
         return shared, [attributes[tag] for tag in layout.own]
 
@@ -177,7 +182,7 @@ class ContextWriter:
 
 
 def _context(
-    node: str, facts: InstanceFacts, attributes: dict[int, Any], layout: _Layout
+    series: bytes, node: str, facts: InstanceFacts, attributes: dict[int, Any], layout: _Layout
 ) -> Context:
     return Context(
         node,
@@ -191,6 +196,7 @@ def _context(
         {tag: attributes[tag] for tag in layout.study},
         {tag: attributes[tag] for tag in layout.series},
         layout.own,
+        series,
     )
 
 

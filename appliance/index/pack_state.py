@@ -1,7 +1,11 @@
 """A pack under change within one write transaction.
 
-Invariant: PENDING holds exactly the packs that no ledger names, by when they began; CACHED those
-that are named and here, by last use.
+Invariants:
+- PENDING holds exactly the packs that no ledger names, by when they began; CACHED those that are
+  named and here, by last use; ERASED those that are no more.
+- A pack is erased when a ledger names it *and* says that it was erased. What is pending is not: its
+  only copy is here, whatever anybody wrote.
+- Of an erased pack nothing is kept but what the ledger said of its copy.
 """
 
 import copy
@@ -22,11 +26,25 @@ def reference_of(key: bytes) -> bytes:
     return key[_STAMP_LENGTH:]
 
 
+def is_erased(pack: StoredPack) -> bool:
+    """Return whether a pack is no more."""
+    return pack.erased_us > 0 and pack.cloud is not None
+
+
+def what_stays(pack: StoredPack) -> StoredPack:
+    """Return what is kept of an erased pack."""
+    return StoredPack(
+        cloud=pack.cloud, retained_until_us=pack.retained_until_us, erased_us=pack.erased_us
+    )
+
+
 def listed_under(reference: bytes, pack: StoredPack) -> tuple[Table, bytes] | None:
     """Return table and key of the list that a pack belongs to, None for an evicted one.
 
     A pack of which only its name was ever said (it was used or moved) is on no list either.
     """
+    if is_erased(pack):
+        return Table.ERASED, stamped(pack.erased_us, reference)
     if pack.cloud is None:
         if pack.member_count == 0:
             return None
@@ -38,7 +56,7 @@ def listed_under(reference: bytes, pack: StoredPack) -> tuple[Table, bytes] | No
 
 def counted(counters: Counters, pack: StoredPack, sign: int) -> None:
     """Add a pack to the totals, or take it away."""
-    if pack.cloud is None and pack.member_count == 0:
+    if (pack.cloud is None and pack.member_count == 0) or is_erased(pack):
         return
     counters.packs += sign
     if pack.cloud is None:

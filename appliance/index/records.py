@@ -17,6 +17,7 @@ class State(StrEnum):
     PENDING = "pending"
     CACHED = "cached"
     EVICTED = "evicted"
+    ERASED = "erased"
 
 
 class StoredCopy(msgspec.Struct, frozen=True):
@@ -136,7 +137,11 @@ class StudyRecord(msgspec.Struct, frozen=True):
 
 
 class PackRow(msgspec.Struct, frozen=True):
-    """A pack. study_instance_uid: "" before a member is known. size: of the plain tar in bytes."""
+    """A pack. study_instance_uid: "" before a member is known. size: of the plain tar in bytes.
+
+    cloud: with the lock as it was last extended. erased_at_us: 0 for one that is not erased; of an
+    erased one nothing is known but `cloud`, what the ledger said of it.
+    """
 
     pack_id: str
     node: str
@@ -151,6 +156,7 @@ class PackRow(msgspec.Struct, frozen=True):
     last_verified_us: int
     local: bool
     cloud: CloudFacts | None
+    erased_at_us: int = 0
 
     @property
     def study_instance_uid(self) -> str:
@@ -159,9 +165,11 @@ class PackRow(msgspec.Struct, frozen=True):
 
     @property
     def state(self) -> State:
-        """Pending until the ledger names it; then cached or evicted."""
+        """Pending until the ledger names it; then cached or evicted; at last erased."""
         if self.cloud is None:
             return State.PENDING
+        if self.erased_at_us:
+            return State.ERASED
         return State.CACHED if self.local else State.EVICTED
 
 
@@ -214,3 +222,13 @@ class VisibilityRecord(msgspec.Struct, frozen=True):
     position: int
     hidden: bool
     by: str
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """What was last said of a study's legal hold."""
+
+    study_instance_uid: str
+    on: bool
+    by: str
+    reason: str
+    at_us: int

@@ -18,7 +18,7 @@ import msgspec
 from appliance.foundation.errors import IndexDamaged
 from appliance.index.facts import CloudFacts
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 CRC_LENGTH: Final = 4
 DIGEST_LENGTH: Final = 16
 REBUILD_HINT: Final = "Run: azekura rebuild-index"
@@ -49,6 +49,9 @@ class Table(IntEnum):
     CACHED = 13
     VISIBILITY = 14
     CONFLICT = 15
+    STUDY_PACK = 16
+    HOLD = 17
+    ERASED = 18
 
 
 class Copy(msgspec.Struct, array_like=True, frozen=True):
@@ -71,7 +74,7 @@ class Context(msgspec.Struct, array_like=True, frozen=True):
     """What an instance shares with its neighbours, named by the hash of the record.
 
     study_attributes: of levels PATIENT and STUDY. series_attributes: of level SERIES. tags: of the
-    attributes that each copy brings.
+    attributes that each copy brings. series: the packed Series UID under which the copies came.
     """
 
     node: str
@@ -85,6 +88,7 @@ class Context(msgspec.Struct, array_like=True, frozen=True):
     study_attributes: dict[int, Any]
     series_attributes: dict[int, Any]
     tags: list[int]
+    series: bytes
 
 
 class Order(msgspec.Struct, array_like=True, frozen=True, order=True):
@@ -158,7 +162,8 @@ class StoredPack(msgspec.Struct, array_like=True):
     """A pack: what is in it, where it is, and when it was used and verified.
 
     studies: packed Study UIDs, ascending (a pack holds one). member_bytes: of the datasets.
-    size, indexed_length: of the plain tar in bytes.
+    size, indexed_length: of the plain tar in bytes. retained_until_us: the greatest date to which
+    a ledger record ever moved its lock. erased_us: when it was first erased, 0 if it never was.
     """
 
     node: str = ""
@@ -173,6 +178,21 @@ class StoredPack(msgspec.Struct, array_like=True):
     last_verified_us: int = 0
     local: bool = False
     cloud: CloudFacts | None = None
+    retained_until_us: int = 0
+    erased_us: int = 0
+
+
+class HoldPart(msgspec.Struct, array_like=True, frozen=True, order=True):
+    """One ledger record that begins or ends a study's legal hold.
+
+    A HOLD record is a list of them, by order; the last one decides.
+    """
+
+    at_us: int
+    record_id: str
+    on: bool
+    by: str
+    reason: str
 
 
 class VisibilityPart(msgspec.Struct, array_like=True, frozen=True, order=True):
@@ -211,6 +231,7 @@ decode_study = msgspec.msgpack.Decoder(StudyRow).decode
 decode_patient = msgspec.msgpack.Decoder(PatientRow).decode
 decode_pack = msgspec.msgpack.Decoder(StoredPack).decode
 decode_visibility = msgspec.msgpack.Decoder(list[VisibilityPart]).decode
+decode_hold = msgspec.msgpack.Decoder(list[HoldPart]).decode
 decode_counters = msgspec.msgpack.Decoder(Counters).decode
 decode_number = msgspec.msgpack.Decoder(int).decode
 

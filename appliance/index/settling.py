@@ -7,7 +7,13 @@ It goes upwards, so that what is looked up again has already been written. Invar
 
 from appliance.index.contexts import ContextCache, Shared, patient_key
 from appliance.index.overlay import Overlay
-from appliance.index.pack_state import PackState, counted, listed_under
+from appliance.index.pack_state import (
+    PackState,
+    counted,
+    is_erased,
+    listed_under,
+    what_stays,
+)
 from appliance.index.schema import (
     COUNTERS_KEY,
     STUDY_CONFLICT,
@@ -109,7 +115,10 @@ class Settlement:
         newest = study.newest
         context = None if newest is None else self._shared(study.study, newest.context).context
         row_now, before = study.row(context), study.before
-        overlay.put(Table.STUDY, study.study, encode(row_now))
+        if row_now.patients:
+            overlay.put(Table.STUDY, study.study, encode(row_now))
+        else:  # every copy of it was erased
+            overlay.delete(Table.STUDY, study.study)
         if len(row_now.patients) > 1:
             overlay.put(Table.CONFLICT, STUDY_CONFLICT + study.study, b"")
         self._settle_secondary(study.study, before, row_now)
@@ -206,6 +215,8 @@ class Settlement:
 
     def _settle_pack(self, state: PackState, counters: Counters) -> None:
         pack, reference = state.pack, state.reference
+        if is_erased(pack):
+            pack = what_stays(pack)
         listed = listed_under(reference, pack)
         if listed != state.listed_before:
             if state.listed_before is not None:

@@ -49,10 +49,16 @@ def _instances(reader: Reader) -> list[str]:
         study, series, sop = _parts(key)
         if reader.get(Table.SOP, sop + study) != series:
             findings.append("an instance is not where its UID says")
-        for copy in decode_copies(body):
+        copies = decode_copies(body)
+        if reader.shared(study, copies[-1].context).context.series != series:
+            findings.append("an instance is not under the series of its newest copy")
+        for copy in copies:
             reader.shared(study, copy.context)
-            if reader.pack(copy.pack) is None:
+            pack = reader.pack(copy.pack)
+            if pack is None:
                 findings.append("a copy lies in a pack that is not known")
+            elif study not in pack.studies:
+                findings.append("a copy lies in a pack that does not name its study")
     if reader.entries(Table.SOP) != instances:
         findings.append("the SOP table has another number of instances")
     return findings
@@ -194,17 +200,23 @@ def _packs(reader: Reader) -> list[str]:
     for _, body in reader.scan(Table.INSTANCE, b""):
         members.update(copy.pack for copy in decode_copies(body))
     listed: Counter[Table] = Counter()
+    studies = 0
     for reference, body in reader.scan(Table.PACK, b""):
         pack = decode_pack(body)
         if members[reference] != pack.member_count:
             findings.append("a pack has another number of members than it says")
+        studies += len(pack.studies)
+        if any(reader.get(Table.STUDY_PACK, each + reference) is None for each in pack.studies):
+            findings.append("a study does not name one of its packs")
         where = listed_under(reference, pack)
         if where is not None:
             listed[where[0]] += 1
             if reader.get(*where) is None:
                 findings.append(f"a pack is missing in {where[0].name.lower()}")
+    if reader.entries(Table.STUDY_PACK) != studies:
+        findings.append("the table of the studies' packs has another number of them")
     return findings + [
         f"{table.name.lower()} has entries that no pack has"
-        for table in (Table.PENDING, Table.CACHED)
+        for table in (Table.PENDING, Table.CACHED, Table.ERASED)
         if reader.entries(table) != listed[table]
     ]

@@ -5,8 +5,10 @@ Invariant: nothing it returns refers to the transaction; an iterator must be use
 
 from collections.abc import Iterator
 
+import msgspec
+
 from appliance.index.keys import pack_id_of, pack_reference, pack_uid, unpack_uid, unpack_uids
-from appliance.index.pack_state import reference_of, stamped
+from appliance.index.pack_state import is_erased, reference_of, stamped
 from appliance.index.reading import Reader
 from appliance.index.records import (
     Conflict,
@@ -157,12 +159,14 @@ class View:
     def pack(self, pack_id: str) -> PackRow | None:
         """Return a pack."""
         stored = self.reader.pack(pack_reference(pack_id))
-        return None if stored is None else _pack_row(pack_id, stored)
+        return None if stored is None else pack_row(pack_id, stored)
 
     def packs(self) -> Iterator[PackRow]:
-        """Yield every pack, by id."""
+        """Yield every pack that is not erased, by id."""
         for key, body in self.reader.scan(Table.PACK, b""):
-            yield _pack_row(pack_id_of(key), decode_pack(body))
+            row = pack_row(pack_id_of(key), decode_pack(body))
+            if not row.erased_at_us:
+                yield row
 
     def pack_instances(self, pack_id: str) -> Iterator[tuple[StoredInstance, Version, StoredCopy]]:
         """Yield what lies in a pack: instance, version and copy. It reads the whole study."""
@@ -190,7 +194,7 @@ class View:
             reference = reference_of(key)
             stored = self.reader.pack(reference)
             if stored is not None:
-                rows.append(_pack_row(pack_id_of(reference), stored))
+                rows.append(pack_row(pack_id_of(reference), stored))
         return rows
 
     # totals and findings
@@ -358,7 +362,11 @@ def _text_at(key: bytes, start: int) -> tuple[str, int]:
     return unpack_uid(b"\xff" + key[start : key.index(0, start) + 1])[0], key.index(0, start) + 1
 
 
-def _pack_row(pack_id: str, stored: StoredPack) -> PackRow:
+def pack_row(pack_id: str, stored: StoredPack) -> PackRow:
+    """Return a pack as the rest of the house sees it."""
+    cloud = stored.cloud
+    if cloud is not None and cloud.locked_until_us < stored.retained_until_us:
+        cloud = msgspec.structs.replace(cloud, locked_until_us=stored.retained_until_us)
     return PackRow(
         pack_id,
         stored.node,
@@ -372,5 +380,6 @@ def _pack_row(pack_id: str, stored: StoredPack) -> PackRow:
         stored.last_used_us,
         stored.last_verified_us,
         stored.local,
-        stored.cloud,
+        cloud,
+        stored.erased_us if is_erased(stored) else 0,
     )

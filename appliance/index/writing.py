@@ -11,20 +11,23 @@ from typing import Any, Final
 
 from appliance.index.contexts import ContextCache, ContextWriter, Shared
 from appliance.index.environment import Environment
+from appliance.index.erasing import forget_copies
 from appliance.index.facts import CloudFacts, InstanceFacts, PackFacts, RecordId
 from appliance.index.keys import pack_reference, pack_uid
 from appliance.index.overlay import Overlay
-from appliance.index.pack_state import PackState, merged_cloud
+from appliance.index.pack_state import PackState, is_erased, merged_cloud
 from appliance.index.schema import (
     PROGRESS_PREFIX,
     VERSION_CONFLICT,
     Context,
     Copy,
+    HoldPart,
     Order,
     Table,
     VisibilityPart,
     damaged,
     decode_copies,
+    decode_hold,
     decode_number,
     decode_pack,
     decode_study,
@@ -56,17 +59,20 @@ class WriteTransaction:
     def apply_pack(self, facts: PackFacts, indexed_length: int = 0) -> int:
         """Take a pack's members in; return how many of them were new.
 
-        Members that are known already change nothing. indexed_length: up to which byte of the tar
-        the caller has now given members; the greatest one said is kept.
+        Members that are known already change nothing, nor do those of an erased pack.
+        indexed_length: up to which byte of the tar the caller has now given members; the greatest
+        one said is kept.
         """
         state = self._pack(facts.pack_id)
         pack = state.pack
+        if facts.cloud is not None:
+            self._take_cloud(state, facts.cloud)
+        if is_erased(pack):
+            return 0
         pack.node = max(pack.node, facts.node)
         pack.size = max(pack.size, facts.size)
         pack.indexed_length = max(pack.indexed_length, indexed_length)
         pack.local = pack.local or facts.local
-        if facts.cloud is not None:
-            self._take_cloud(state, facts.cloud)
         added = 0
         study_uid = None
         study: StudyState | None = None
@@ -76,6 +82,7 @@ class WriteTransaction:
                 study = self._study(pack_uid(study_uid))
                 if study.study not in pack.studies:
                     insort(pack.studies, study.study)
+                    self.overlay.put(Table.STUDY_PACK, study.study + state.reference, b"")
             if self._add_member(study, state, facts.node, instance):
                 added += 1
         self._gathered += 2 * added + 16
@@ -118,6 +125,32 @@ class WriteTransaction:
         """Take a `restored` record in: the instance is served, unless rejected later."""
         self._set_visibility(record, study_instance_uid, sop_instance_uid, by, hidden=False)
 
+    def retain(self, pack_id: str, until_us: int) -> None:
+        """Take a `retention` record in: the pack's lock ends then, or later if that was said."""
+        pack = self._pack(pack_id).pack
+        pack.retained_until_us = max(pack.retained_until_us, until_us)
+
+    def hold(
+        self, study_instance_uid: str, at_us: int, record_id: str, *, on: bool, by: str, reason: str
+    ) -> None:
+        """Take a `hold` record in: of a study the latest counts, whether it is known or not."""
+        key = pack_uid(study_instance_uid)
+        body = self.overlay.get(Table.HOLD, key)
+        parts = [] if body is None else decode_hold(body)
+        part = HoldPart(at_us, record_id, on, by, reason)
+        if part not in parts:
+            insort(parts, part)
+            self.overlay.put(Table.HOLD, key, encode(parts))
+
+    def erase(self, pack_id: str, at_us: int) -> None:
+        """Take an `erased` record in: once a ledger names the pack, its instances are no more."""
+        state = self._pack(pack_id)
+        was_erased = is_erased(state.pack)
+        at_us = max(at_us, 1)
+        state.pack.erased_us = min(state.pack.erased_us or at_us, at_us)
+        if not was_erased:
+            self._forget_if_erased(state)
+
     def remember(self, node: str, sequence: int) -> None:
         """Note that a node's ledger is applied up to this entry; the highest one said is kept."""
         if sequence > self.progress(node):
@@ -148,7 +181,21 @@ class WriteTransaction:
         return state
 
     def _take_cloud(self, state: PackState, cloud: CloudFacts) -> None:
+        was_erased = is_erased(state.pack)
         state.pack.cloud = merged_cloud(state.pack.cloud, cloud)
+        if not was_erased:
+            self._forget_if_erased(state)
+
+    def _forget_if_erased(self, state: PackState) -> None:
+        if not is_erased(state.pack):
+            return
+        for key in state.pack.studies:
+            study = self._study(key)
+            forget_copies(self.overlay, self._settlement, self._cache, study, state.reference)
+            self._gathered += study.instance_count
+        state.pack.studies = []
+        # What it remembers as stored may just have been forgotten.
+        self._contexts.forget_quick()
 
     def _study(self, study: bytes) -> StudyState:
         state = self._studies.get(study)
@@ -181,7 +228,7 @@ class WriteTransaction:
         overlay = self.overlay
         sop = pack_uid(facts.sop_instance_uid)
         series = pack_uid(facts.series_instance_uid)
-        shared, values = self._contexts.split(study.study, node, facts)
+        shared, values = self._contexts.split(study.study, series, node, facts)
         copy = Copy(
             facts.received_at_us,
             pack.reference,

@@ -118,6 +118,11 @@ class ObservedStore:
         with self.link.request(may_wait=False):
             self._store.extend_lock(key, version_id, lock)
 
+    def set_legal_hold(self, key: str, version_id: str, *, on: bool) -> None:
+        """See ObjectStore."""
+        with self.link.request(may_wait=False):
+            self._store.set_legal_hold(key, version_id, on=on)
+
     def delete_version(self, key: str, version_id: str, *, bypass_governance: bool = False) -> None:
         """See ObjectStore."""
         with self.link.request(may_wait=False):

@@ -363,6 +363,10 @@ class ReplicatedStore:
         """See ObjectStore; the primary."""
         self._primary.extend_lock(key, version_id, lock)
 
+    def set_legal_hold(self, key: str, version_id: str, *, on: bool) -> None:
+        """See ObjectStore; the primary."""
+        self._primary.set_legal_hold(key, version_id, on=on)
+
     def delete_version(self, key: str, version_id: str, *, bypass_governance: bool = False) -> None:
         """See ObjectStore; the primary."""
         self._primary.delete_version(key, version_id, bypass_governance=bypass_governance)

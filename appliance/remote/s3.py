@@ -133,6 +133,7 @@ class S3Store:
             lock=Lock(mode, until.astimezone(UTC)) if mode and until else None,
             last_modified_at=answer["LastModified"].astimezone(UTC),
             storage_class=answer.get("StorageClass") or "STANDARD",
+            legal_hold=answer.get("ObjectLockLegalHoldStatus") == "ON",
         )
 
     # --- reading --------------------------------------------------------------------------
@@ -238,10 +239,22 @@ class S3Store:
         self._requests.send(
             "PutObjectRetention",
             key,
-            Lane.NEW,
+            Lane.BACKFILL,
             Key=self._requests.full_key(key),
             VersionId=version_id,
             Retention={"Mode": lock.mode, "RetainUntilDate": lock.until},
+            ChecksumAlgorithm="CRC32",
+        )
+
+    def set_legal_hold(self, key: str, version_id: str, *, on: bool) -> None:
+        """See ObjectStore."""
+        self._requests.send(
+            "PutObjectLegalHold",
+            key,
+            Lane.BACKFILL,
+            Key=self._requests.full_key(key),
+            VersionId=version_id,
+            LegalHold={"Status": "ON" if on else "OFF"},
             ChecksumAlgorithm="CRC32",
         )
 

@@ -51,6 +51,7 @@ PERMISSIONS = {
     "ListObjectVersions": "s3:ListBucketVersions",
     "ListObjectsV2": "s3:ListBucket",
     "PutObjectRetention": "s3:PutObjectRetention",
+    "PutObjectLegalHold": "s3:PutObjectLegalHold",
     "DeleteObject": "s3:DeleteObjectVersion",
     "GetBucketVersioning": "s3:GetBucketVersioning",
     "GetObjectLockConfiguration": "s3:GetBucketObjectLockConfiguration",

@@ -115,7 +115,10 @@ class PutResult:
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One version as the bucket describes it. `lock` is None where none is set."""
+    """One version as the bucket describes it. `lock` is None where none is set.
+
+    `legal_hold`: false as well where the store, or our right to see it, has no such thing.
+    """
 
     key: str
     version_id: str
@@ -125,6 +128,7 @@ class ObjectInfo:
     lock: Lock | None
     last_modified_at: datetime
     storage_class: str = "STANDARD"
+    legal_hold: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +234,14 @@ class ObjectStore(Protocol):
     def extend_lock(self, key: str, version_id: str, lock: Lock) -> None:
         """Set a version's retention to a later date; CloudRefused when that would shorten it."""
 
+    def set_legal_hold(self, key: str, version_id: str, *, on: bool) -> None:
+        """Let nobody delete a version while the hold is on, whatever its retention.
+
+        CloudMisconfigured where the store knows no legal hold.
+        """
+
     def delete_version(self, key: str, version_id: str, *, bypass_governance: bool = False) -> None:
-        """Delete one version for ever; CloudRefused while it is locked."""
+        """Delete one version for ever; CloudRefused while it is locked or held."""
 
     def server_time(self) -> datetime:
         """Return the bucket's own clock, aware, UTC, to about a second."""

@@ -1,6 +1,7 @@
 """What every ObjectStore promises, held by the fake and by a real S3 server."""
 
 import hashlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -137,6 +138,43 @@ def test_lock_is_extended_but_not_shortened_under_compliance(store):
     assert store.head("packs/e", result.version_id).lock.until >= tomorrow(4)
     with pytest.raises(CloudRefused):
         store.extend_lock("packs/e", result.version_id, Lock("COMPLIANCE", tomorrow(1)))
+
+
+def test_legal_hold_outlasts_everything_until_it_ends(store):
+    """Nobody deletes a held version, locked or not; the hold is read back and can be lifted."""
+    result = put(store, "packs/h", BODY)
+    assert not store.head("packs/h", result.version_id).legal_hold
+    store.set_legal_hold("packs/h", result.version_id, on=True)
+    assert store.head("packs/h", result.version_id).legal_hold
+    with pytest.raises(CloudRefused):
+        store.delete_version("packs/h", result.version_id)
+    store.set_legal_hold("packs/h", result.version_id, on=False)
+    assert not store.head("packs/h", result.version_id).legal_hold
+    store.delete_version("packs/h", result.version_id)
+    with pytest.raises(ObjectMissing):
+        store.head("packs/h", result.version_id)
+    with pytest.raises(ObjectMissing):
+        store.set_legal_hold("packs/none", result.version_id, on=True)
+
+
+def test_a_lock_that_has_ended_lets_the_version_be_deleted(store):
+    """Retention ends by the bucket's clock, and with it the lock."""
+    until = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3)
+    result = put(store, "packs/x", BODY, lock=Lock("COMPLIANCE", until))
+    with pytest.raises(CloudRefused):
+        store.delete_version("packs/x", result.version_id)
+    deadline = datetime.now(UTC) + timedelta(seconds=60)
+    while True:
+        try:
+            store.delete_version("packs/x", result.version_id)
+        except CloudRefused:
+            assert datetime.now(UTC) < deadline
+            threading.Event().wait(0.2)
+        else:
+            break
+    assert datetime.now(UTC) >= until
+    with pytest.raises(ObjectMissing):
+        store.head("packs/x", result.version_id)
 
 
 def test_unlocked_version_is_deleted_for_ever(store):

@@ -15,6 +15,7 @@ from appliance.foundation.files import FileSystem
 from appliance.index.dump import dump
 from appliance.index.facts import PackFacts, RecordId
 from appliance.index.index import Index
+from appliance.index.keeping import erased_packs, holds, is_held, packs_of, studies_from
 from appliance.index.verifying import verify
 from tests.support.index_facts import (
     CT,
@@ -64,6 +65,23 @@ def facts_of(content: tuple[int, int, int, int], offset: int, at: int) -> Any:
     )
 
 
+def keepings(number: int) -> Any:
+    """Return what may be said of keeping a pack, or the study of its number."""
+    return st.one_of(
+        st.tuples(st.just("retain"), st.tuples(st.just(PACK_IDS[number]), st.integers(1, 12_000))),
+        st.tuples(st.just("erase"), st.tuples(st.just(PACK_IDS[number]), st.integers(1, 3))),
+        st.tuples(
+            st.just("hold"),
+            st.tuples(
+                st.just(f"1.2.{number + 1}"),
+                st.integers(1, 3),
+                st.sampled_from("ab"),
+                st.booleans(),
+            ),
+        ),
+    )
+
+
 @st.composite
 def fact_sets(draw: Any) -> list[tuple[str, Any]]:
     """Return a list of (kind, arguments), whose order must not matter."""
@@ -85,6 +103,7 @@ def fact_sets(draw: Any) -> list[tuple[str, Any]]:
             facts.append(("cloud", (PACK_IDS[number], locked)))
         if draw(st.booleans()):
             facts.append(("touch", ([PACK_IDS[number]], draw(st.integers(1, 9)))))
+        facts.extend(draw(st.lists(keepings(number), max_size=3)))
     for position in range(draw(st.integers(0, 4))):
         study, sop = draw(st.integers(1, 2)), draw(st.integers(1, 3))
         record = RecordId(draw(st.integers(1, 3)), "site-a", 1, position)
@@ -123,6 +142,9 @@ def apply(index: Index, facts: list[tuple[str, Any]], rng: random.Random) -> Non
                         txn.apply_pack(what)
                     case "cloud":
                         txn.apply_cloud(*what)
+                    case "hold":
+                        study, at, record_id, on = what
+                        txn.hold(study, at, record_id, on=on, by="someone", reason="")
                     case _:
                         getattr(txn, kind)(*what)
                 if rng.random() < 0.2:
@@ -163,10 +185,16 @@ def model_of(facts: list[tuple[str, Any]]) -> Model:
         if kind == "pack":
             model.add(what)
         elif kind == "cloud":
-            model.clouds[what[0]] = what[1]
+            model.clouds.setdefault(*what)  # of two entries the one that sorts first counts
         elif kind in ("hide", "restore"):
             record, study, sop, _ = what
             model.visibility.setdefault((study, sop), set()).add((record, kind == "hide"))
+        elif kind == "erase":
+            model.erased.add(what[0])
+        elif kind == "retain":
+            model.retained[what[0]] = max(what[1], model.retained.get(what[0], 0))
+        elif kind == "hold":
+            model.holds.setdefault(what[0], set()).add(what[1:])
     return model
 
 
@@ -198,6 +226,7 @@ def test_index_counts_and_serves_what_the_model_says(
             check_study(index, uid, study, answers[uid])
         check_patients(index, model)
         check_totals(index, model)
+        check_keeping(index, model)
         with index.read() as view:
             assert verify(view) == []
 
@@ -238,7 +267,7 @@ def check_patients(index: Index, model: Model) -> None:
 
 
 def check_totals(index: Index, model: Model) -> None:
-    pending = {key: v for key, v in model.members.items() if key[0] not in model.clouds}
+    pending = {key: v for key, v in model.kept().items() if key[0] not in model.clouds}
     with index.read() as view:
         totals = view.counts()
         cached = {row.pack_id for row in view.evictable(100)}
@@ -251,8 +280,32 @@ def check_totals(index: Index, model: Model) -> None:
     assert totals.oldest_pending_us == min(
         (facts.received_at_us for _, facts in pending.values()), default=0
     )
-    assert cached == model.clouds.keys() & model.local
+    assert cached == {each for each in model.clouds.keys() & model.local if not model.gone(each)}
     assert totals.cached_bytes == sum(model.sizes[pack_id] for pack_id in cached)
+
+
+def check_keeping(index: Index, model: Model) -> None:
+    """Locks, holds, erased packs, and the packs of every study."""
+    studies = {facts.study_instance_uid for _, facts in model.kept().values()}
+    with index.read() as view:
+        for study, said in model.holds.items():
+            assert is_held(view, study) == max(said)[2]
+        assert {each.study_instance_uid for each in holds(view)} == model.holds.keys()
+        assert set(erased_packs(view)) == {each for each in model.erased if model.gone(each)}
+        assert not {row.pack_id for row in view.packs()} & set(erased_packs(view))
+        for pack_id, cloud in model.clouds.items():
+            row = view.pack(pack_id)
+            assert row is not None and row.cloud is not None
+            until_us = max(cloud.locked_until_us, model.retained.get(pack_id, 0))
+            assert row.cloud.locked_until_us == until_us
+            assert (row.state == "erased") == model.gone(pack_id)
+        for study in ("1.2.1", "1.2.2"):
+            assert {row.pack_id for row in packs_of(view, study)} == model.packs_of(study)
+            assert (view.study(study) is not None) == (study in studies)
+        found: list[tuple[str, int]] = []
+        while some := list(studies_from(view, found[-1][0] if found else "", 1)):
+            found += some
+    assert found == sorted((study, len(model.packs_of(study))) for study in studies)
 
 
 QUERIES: list[dict[str, str]] = [

@@ -68,6 +68,7 @@ class _Version:
     at: datetime
     lock: Lock | None
     is_delete_marker: bool = False
+    legal_hold: bool = False
     checksum: Checksum = field(default_factory=lambda: Checksum("", ""))
 
 
@@ -84,6 +85,7 @@ class FakeStore:
         self.offline = False
         self.enforces_lock = True
         self.carries_lock = True
+        self.knows_legal_hold = True
         self.missing = False
         self.findings: list[BucketFinding] = []
         self.requests: list[tuple[str, str]] = []
@@ -197,6 +199,7 @@ class FakeStore:
                 etag=_etag(version.content),
                 checksum=version.checksum,
                 lock=version.lock,
+                legal_hold=version.legal_hold,
                 last_modified_at=version.at,
             )
 
@@ -279,6 +282,14 @@ class FakeStore:
             version.lock = lock
             self._end(fault)
 
+    def set_legal_hold(self, key: str, version_id: str, *, on: bool) -> None:
+        with self._guard:
+            fault = self._begin("set_legal_hold", key)
+            if not self.knows_legal_hold:
+                raise CloudMisconfigured("set_legal_hold", key, "501 NotImplemented")
+            self._find("set_legal_hold", key, version_id).legal_hold = on
+            self._end(fault)
+
     def delete_version(self, key: str, version_id: str, *, bypass_governance: bool = False) -> None:
         with self._guard:
             fault = self._begin("delete_version", key)
@@ -289,6 +300,7 @@ class FakeStore:
                 locked = version.lock is not None and version.lock.until > self._clock.now()
                 if locked and version.lock.mode == "GOVERNANCE" and bypass_governance:
                     locked = False
+                locked = locked or version.legal_hold
                 if (locked and self.enforces_lock) or not self.may_delete:
                     raise CloudRefused("delete_version", key, "403 AccessDenied")
                 kept.remove(version)

@@ -101,6 +101,9 @@ class Model:
     members: dict[tuple[str, int], tuple[str, InstanceFacts]] = field(default_factory=dict)
     visibility: dict[tuple[str, str], set[tuple[RecordId, bool]]] = field(default_factory=dict)
     clouds: dict[str, CloudFacts] = field(default_factory=dict)
+    erased: set[str] = field(default_factory=set)
+    retained: dict[str, int] = field(default_factory=dict)
+    holds: dict[str, set[tuple[int, str, bool]]] = field(default_factory=dict)
     local: set[str] = field(default_factory=set)
     sizes: dict[str, int] = field(default_factory=dict)
 
@@ -114,6 +117,22 @@ class Model:
             self.clouds[facts.pack_id] = facts.cloud
         self.sizes[facts.pack_id] = max(facts.size, self.sizes.get(facts.pack_id, 0))
 
+    def gone(self, pack_id: str) -> bool:
+        """Return whether a pack is no more: said to be erased, and not pending."""
+        return pack_id in self.erased and pack_id in self.clouds
+
+    def kept(self) -> dict[tuple[str, int], tuple[str, InstanceFacts]]:
+        """Return the members of the packs that are not erased."""
+        return {key: member for key, member in self.members.items() if not self.gone(key[0])}
+
+    def packs_of(self, study: str) -> set[str]:
+        """Return the packs in which a study lies."""
+        return {
+            pack_id
+            for (pack_id, _), (_, facts) in self.kept().items()
+            if facts.study_instance_uid == study
+        }
+
     def hidden(self, study: str, sop: str) -> bool:
         """Return whether an instance is not served."""
         records = self.visibility.get((study, sop), set())
@@ -122,7 +141,7 @@ class Model:
     def served(self) -> list[tuple[tuple[Any, ...], InstanceFacts]]:
         """Return order and facts of the newest copy of every instance that is not hidden."""
         newest: dict[tuple[str, str], tuple[tuple[Any, ...], InstanceFacts]] = {}
-        for (pack_id, offset), (node, facts) in self.members.items():
+        for (pack_id, offset), (node, facts) in self.kept().items():
             order = (facts.received_at_us, node, pack_id, offset)
             name = (facts.study_instance_uid, facts.sop_instance_uid)
             if name not in newest or order > newest[name][0]:

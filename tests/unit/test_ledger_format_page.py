@@ -9,6 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from appliance.archive.ledger_entry import (
@@ -20,7 +21,16 @@ from appliance.archive.ledger_entry import (
     open_entry,
     seal_entry,
 )
-from appliance.archive.records import Context, ListedInstance, Opened, Origin, PackRecord
+from appliance.archive.records import (
+    Context,
+    Erased,
+    Held,
+    ListedInstance,
+    Opened,
+    Origin,
+    PackRecord,
+    Retained,
+)
 from appliance.seal.identity import Identity
 from appliance.seal.signing import SigningKey
 
@@ -79,6 +89,41 @@ def example_entries() -> tuple[Entry, Entry]:
         [example_record()], SIGNING_KEY,
     )  # fmt: skip
     return first, second
+
+
+def keeping_records() -> tuple[Retained, Held, Erased]:
+    pack = example_record()
+    return (
+        Retained(
+            pack_id=PACK_ID,
+            lock_mode="COMPLIANCE",
+            locked_until_us=2_047_860_000_000_000,
+            reason="the study went on",
+            at="2029-11-23T01:00:09.000000Z",
+        ),
+        Held(
+            record_id="c0ffee00" * 4,
+            study_instance_uid="1.2.3",
+            on=True,
+            by="suzuki",
+            reason="case 2029-117",
+            at="2029-12-01T00:30:00.000000Z",
+        ),
+        Erased(
+            pack_id=PACK_ID,
+            key=pack.key,
+            version_id=pack.version_id,
+            by="suzuki",
+            reason="plan 5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef",
+            at="2035-01-15T02:00:00.000000Z",
+        ),
+    )
+
+
+def test_the_page_shows_the_records_of_keeping() -> None:
+    """Extension, hold and erasure, as they are written."""
+    lines = [msgspec.json.encode(record).decode() for record in keeping_records()]
+    assert "```\n" + "\n".join(lines) + "\n```" in PAGE.read_text()
 
 
 def plain_of(entry: Entry, folder: Path) -> str:
