@@ -54,6 +54,7 @@ class Layout:
         self.recalled = os.path.join(data_dir, "packs", "recalled")
         self.set_aside = os.path.join(data_dir, "packs", "set-aside")
         self.spool = os.path.join(data_dir, "spool")
+        self.checkpoints = os.path.join(data_dir, "checkpoints")
         self.ledger = os.path.join(data_dir, "ledger")
         self.index = os.path.join(data_dir, "index")
         self.state = os.path.join(data_dir, "state")
@@ -65,7 +66,7 @@ class Layout:
         """Make every directory, durable."""
         for path in (
             self.open_packs, self.closed, self.sealed, self.recalled, self.set_aside, self.spool,
-            self.ledger, self.index, self.requests, self.commitment, self.pins,
+            self.checkpoints, self.ledger, self.index, self.requests, self.commitment, self.pins,
         ):  # fmt: skip
             files.make_directory(path)
 

@@ -28,6 +28,7 @@ from appliance.foundation.errors import (
 from appliance.remote.store import ObjectStore, VersionInfo
 from appliance.seal.age import decrypt_file
 from appliance.seal.identity import Identity
+from appliance.seal.stream import PieceStream
 
 READ_BYTES = 8 * 2**20
 
@@ -143,29 +144,6 @@ def _found(record: PackRecord) -> Found:
     )
 
 
-class _Pieces(io.RawIOBase):
-    """The decrypted pieces of a pack as a stream that tarfile reads."""
-
-    def __init__(self, pieces: Iterator[bytearray]) -> None:
-        super().__init__()
-        self._pieces = pieces
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self._left:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._left = memoryview(piece)
-        count = min(len(buffer), len(self._left))
-        buffer[:count] = self._left[:count]
-        self._left = self._left[count:]
-        return count
-
-
 def recover_pack(
     store: ObjectStore,
     identities: Sequence[Identity],
@@ -181,7 +159,7 @@ def recover_pack(
     hashes = {each for many in found.sha256_by_instance.values() for each in many}
     try:
         pieces = decrypt_file(reader, identities)
-        with tarfile.open(fileobj=io.BufferedReader(_Pieces(pieces)), mode="r|") as tar:
+        with tarfile.open(fileobj=io.BufferedReader(PieceStream(pieces)), mode="r|") as tar:
             for member in tar:
                 if member.isreg() and member.name.endswith(".dcm"):
                     _extract(tar, member, target, hashes, outcome)
