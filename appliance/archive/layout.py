@@ -61,12 +61,14 @@ class Layout:
         self.requests = os.path.join(self.state, "requests")
         self.commitment = os.path.join(self.state, "commitment")
         self.pins = os.path.join(self.state, "pins")
+        self.web = os.path.join(self.state, "web")
 
     def create(self, files: FileSystem) -> None:
         """Make every directory, durable."""
         for path in (
             self.open_packs, self.closed, self.sealed, self.recalled, self.set_aside, self.spool,
             self.checkpoints, self.ledger, self.index, self.requests, self.commitment, self.pins,
+            self.web,
         ):  # fmt: skip
             files.make_directory(path)
 

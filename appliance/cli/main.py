@@ -24,6 +24,7 @@ from appliance.cli import (
     serve,
     status,
     study,
+    token,
     verify,
 )
 from appliance.cli.invocation import DEFAULT_CONFIG_PATH, Invocation
@@ -44,8 +45,9 @@ app = typer.Typer(
 app.add_typer(config.app, name="config")
 app.add_typer(key.app, name="key")
 app.add_typer(study.app, name="study")
+app.add_typer(token.app, name="token")
 for command in (
-    serve.serve, serve.receive, serve.uplink, demo.demo, status.status, status.drain,
+    serve.serve, serve.receive, serve.uplink, serve.web, demo.demo, status.status, status.drain,
     doctor.doctor, verify.verify, verify.rebuild_index, verify.recover, replace.replace,
 ):  # fmt: skip
     app.command()(command)

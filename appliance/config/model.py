@@ -182,6 +182,11 @@ class Peer(Table):
         description="How long a report waits for the rung before what has not reached it "
         "is reported as failed.",
     )
+    web_certificates: tuple[Text, ...] = Field(
+        (),
+        description="Common names of the client certificates with which the peer calls DICOMweb. "
+        "It may then do there what `allow` says: `find` to search, `get` to retrieve, `store`.",
+    )
     report_nearline_as: Availability = Field(
         "NEARLINE",
         description="The InstanceAvailability that this peer's queries get for an evicted study: "
@@ -470,11 +475,36 @@ class Standby(Table):
     )
 
 
+class WebTls(Table):
+    """A certificate of the hospital's for the web interface, instead of one that is made here."""
+
+    certificate: Path = Field(description="The PEM file of the certificate and its chain.")
+    key: KeySource = Field(
+        description="The PEM file of the certificate's private key, mode 0600, "
+        "or `credential:NAME`."
+    )
+
+
 class Web(Table):
-    """Where the local web interface listens."""
+    """The web interface and DICOMweb: always HTTPS."""
 
     host: Host = Field("0.0.0.0", description="The address to listen on.")  # noqa: S104
     port: ListenPort = Field(8443, description="The port to listen on; 0 takes any free one.")
+    names: tuple[Host, ...] = Field(
+        (),
+        description="Further names and addresses under which viewers reach the node, for the "
+        "certificate that is made here.",
+    )
+    tls: WebTls | None = Field(
+        None,
+        description="A certificate of the hospital's. Without it the node makes its own authority "
+        "and certificate in `state/web/`.",
+    )
+    client_ca: Path | None = Field(
+        None,
+        description="The PEM file of the authorities that sign certificates of DICOMweb clients. "
+        "Needed where a peer has `web_certificates`.",
+    )
 
 
 class Config(Table):
