@@ -23,7 +23,10 @@ _KEPT = "once-"
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What is asked: `evict`, `recall`, `reject`, `restore` of a study or an instance."""
+    """What is asked: `evict`, `recall`, `reject`, `restore` of a study or an instance.
+
+    `details`: what a kind needs besides, like the result of a `drill`.
+    """
 
     kind: str
     study_instance_uid: str = ""
@@ -31,6 +34,7 @@ class Request(msgspec.Struct, frozen=True):
     by: str = ""
     reason: str = ""
     note_uid: str = ""
+    details: dict[str, Any] = {}
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from appliance.cli import (
     config,
     demo,
     doctor,
+    drill,
     exit_codes,
     key,
     replace,
@@ -48,7 +49,8 @@ app.add_typer(study.app, name="study")
 app.add_typer(token.app, name="token")
 for command in (
     serve.serve, serve.receive, serve.uplink, serve.web, demo.demo, status.status, status.drain,
-    doctor.doctor, verify.verify, verify.rebuild_index, verify.recover, replace.replace,
+    doctor.doctor, verify.verify, verify.rebuild_index, verify.recover, drill.drill,
+    replace.replace,
 ):  # fmt: skip
     app.command()(command)
 

@@ -428,6 +428,26 @@ class Alarms(Table):
     )
 
 
+class Drill(Table):
+    """The restore drill that the uplink holds by itself: a sample is restored and compared."""
+
+    every_s: Annotated[DurationS, Field(ge=DAY_S, le=YEAR_S)] = Field(
+        30 * DAY_S,
+        alias="every",
+        description="How long after the last drill the next is held. One that is late by more "
+        "than a tenth of this is a problem.",
+    )
+    studies: Annotated[Count, Field(ge=1, le=1000)] = Field(
+        20, description="How many studies a drill restores, old and new ones."
+    )
+    daily_bytes: Annotated[SizeBytes, Field(ge=1 * MIB)] = Field(
+        10 * 1024 * MIB,
+        alias="daily",
+        description="How much a drill that the uplink holds reads from the bucket in a day; it "
+        "goes on the next day.",
+    )
+
+
 class Keys(Table):
     """Who can read the archive, and with what this node signs. No secret is in this file."""
 
@@ -516,6 +536,7 @@ class Config(Table):
     packs: Packs = Field(Packs(), description="When packs close.")
     cloud: Cloud = Field(description="The bucket.")
     alarms: Alarms = Field(Alarms(), description="When the backlog is a problem.")
+    drill: Drill = Field(Drill(), description="The restore drill.")
     keys: Keys = Field(Keys(), description="Recipients, identity and signing key.")
     standby: Standby = Field(Standby(), description="How a standby stands in for other nodes.")
     web: Web = Field(Web(), description="The web interface.")

@@ -32,6 +32,7 @@ from appliance.config.load import load
 from appliance.config.model import Config
 from appliance.daemons.checkpointing import TURN_S as CHECKPOINT_S
 from appliance.daemons.checkpointing import Checkpointing
+from appliance.daemons.drilling import Drilling
 from appliance.daemons.neighbours import TURN_S, Neighbours
 from appliance.daemons.parts import Parts
 from appliance.daemons.running import Running, notify
@@ -54,6 +55,7 @@ BUCKET_S = 1.0
 INDEX_WAIT_S = 2.0
 EVICT_S = 5.0
 BACKLOG_S = 30.0
+DRILL_S = 60.0
 RECOVER_S = 10.0
 FOLLOW_S = 2.0
 ORPHAN_S = 3600.0
@@ -120,9 +122,13 @@ class _Uplink:
             parts.files, parts.clock, parts.layout, parts.reading(store, replicas), parts.index,
             space,
         )  # fmt: skip
+        requests = RequestBox(parts.files, parts.layout.requests)
+        self._drilling = Drilling(
+            parts, store, requests, parts.identities(), self._link, self._bucket, self._stop
+        )
         self._control = Control(
-            parts.clock, parts.index, RequestBox(parts.files, parts.layout.requests),
-            self._uplink, self._evictor, recaller, pins, config.node.name,
+            parts.clock, parts.index, requests, self._uplink, self._evictor, recaller, pins,
+            config.node.name, self._drilling.book,
         )  # fmt: skip
         self._neighbours = Neighbours(parts, store, self._uplink, self._signing_key())
         self._evict_problem: Problem | None = None
@@ -155,7 +161,9 @@ class _Uplink:
             checkpoints = self._checkpoints
             self._problem_sources[:0] = [
                 self._uplink.problems, backlog.problems, checkpoints.problems,
+                self._drilling.book.problems,
             ]  # fmt: skip
+            threads.append(self._loop("drill", DRILL_S, self._drilling.keeper.look))
             threads.append(self._loop("backlog", BACKLOG_S, backlog.look))
             threads.append(self._loop("orphans", ORPHAN_S, self._abort_orphans))
             turn = partial(checkpoints.turn, self._uplink, self._stop)
