@@ -6,7 +6,7 @@ What is mapped and touched counts as memory of the process, so a large instance 
 import hashlib
 from collections.abc import Callable
 
-from appliance.foundation.errors import Damaged
+from appliance.foundation.errors import Damaged, Unreadable
 
 PIECE_BYTES = 1024 * 1024
 
@@ -29,13 +29,13 @@ class Extent:
         return self._length
 
     def __getitem__(self, key: slice) -> bytes:
-        """Return a copy of a slice; Damaged when the disk does not give it."""
+        """Return a copy of a slice; Damaged when it is cut, Unreadable when the disk fails."""
         start, stop, _ = key.indices(self._length)
         size = max(0, stop - start)
         try:
             data = self._read(self._offset + start, size)
         except OSError as cause:
-            raise Damaged("read a pack", "", cause.strerror or "", "Check the disk") from cause
+            raise Unreadable("read a pack", "", cause.strerror or "", "Check the disk") from cause
         if len(data) != size:
             raise Damaged("read a pack", "", "it ends inside a dataset")
         return data

@@ -15,6 +15,7 @@ Invariants:
 import os
 import threading
 
+from appliance.archive.damage_report import GONE, Report, reporter
 from appliance.archive.facts import instance_facts
 from appliance.archive.layout import Layout, packs_in, packs_on_disk
 from appliance.archive.progress import Progress, progress_path
@@ -34,6 +35,7 @@ IDLE_S = 0.01
 LAZY_S = 0.25
 PACKS_MAX = 2**31
 MTIME_TICK_NS = 100_000_000
+REPORTED_MAX = 1000
 
 _log = log.get("indexer")
 
@@ -91,7 +93,7 @@ class Indexer:
 
     def catch_up(self) -> None:
         """Index every pack on disk that the index does not know, and tell it which are gone."""
-        mark_gone(self._layout, self._index)
+        mark_gone(self._layout, self._index, reporter(self._requests, "index"))
         self.run_once()
 
     def _behind(self) -> tuple[bool, bool]:
@@ -246,14 +248,21 @@ class Indexer:
         self._index.transact(apply)
 
 
-def mark_gone(layout: Layout, index: Index) -> int:
-    """Tell the index which packs are no longer on this disk; return how many there were."""
+def mark_gone(layout: Layout, index: Index, report: Report | None = None) -> int:
+    """Tell the index which packs are no longer on this disk; return how many there were.
+
+    And tell `report`, for them to be repaired: of what is verified no more than REPORTED_MAX. Who
+    has lost more than that has another disk, which fills as its readers ask.
+    """
     here = set(packs_on_disk(layout))
     with index.read() as view:
-        gone = {row.pack_id for row in view.pending(PACKS_MAX) if row.local} - here
-        gone |= {row.pack_id for row in view.evictable(PACKS_MAX)} - here
+        pending = {row.pack_id for row in view.pending(PACKS_MAX) if row.local} - here
+        gone = pending | ({row.pack_id for row in view.evictable(PACKS_MAX)} - here)
     # One that was recalled meanwhile lies in its place before the index is told so.
     gone = {pack_id for pack_id in gone if not os.path.exists(layout.sealed_path(pack_id))}
+    if report is not None:
+        for pack_id in sorted(gone & pending) + sorted(gone - pending)[:REPORTED_MAX]:
+            report(pack_id, GONE)
     if gone:
         with index.write() as txn:
             for pack_id in gone:

@@ -3,6 +3,7 @@
 Owns names only. Every path below is created once, by `create`.
 """
 
+import hashlib
 import os
 import secrets
 import time
@@ -30,6 +31,16 @@ def _pack_id(moment_ms: int, drawn: int) -> str:
     return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
 
 
+def salvaged_pack_id(pack_id: str) -> str:
+    """Return the id of the pack that takes the good members of a damaged one: always the same."""
+    created = 0
+    for character in pack_id:
+        created = created << 5 | _ALPHABET.index(character)
+    digest = hashlib.sha256(b"salvaged " + pack_id.encode()).digest()
+    number = created >> 80 << 80 | int.from_bytes(digest[:10], "big")
+    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+
+
 def pack_created_at(pack_id: str) -> datetime:
     """Return the time in a pack id."""
     number = 0
@@ -54,21 +65,18 @@ class Layout:
         self.recalled = os.path.join(data_dir, "packs", "recalled")
         self.set_aside = os.path.join(data_dir, "packs", "set-aside")
         self.spool = os.path.join(data_dir, "spool")
-        self.checkpoints = os.path.join(data_dir, "checkpoints")
         self.ledger = os.path.join(data_dir, "ledger")
         self.index = os.path.join(data_dir, "index")
         self.state = os.path.join(data_dir, "state")
         self.requests = os.path.join(self.state, "requests")
         self.commitment = os.path.join(self.state, "commitment")
         self.pins = os.path.join(self.state, "pins")
-        self.web = os.path.join(self.state, "web")
 
     def create(self, files: FileSystem) -> None:
         """Make every directory, durable."""
         for path in (
             self.open_packs, self.closed, self.sealed, self.recalled, self.set_aside, self.spool,
-            self.checkpoints, self.ledger, self.index, self.requests, self.commitment, self.pins,
-            self.web,
+            self.ledger, self.index, self.requests, self.commitment, self.pins,
         ):  # fmt: skip
             files.make_directory(path)
 

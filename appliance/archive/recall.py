@@ -17,12 +17,14 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 
+from appliance.archive.damage_report import DAMAGED, UNREADABLE
 from appliance.archive.fetch import PackFetch
 from appliance.archive.layout import Layout
+from appliance.archive.quarantine import set_pack_aside
 from appliance.archive.space import Space
 from appliance.foundation import log
 from appliance.foundation.clock import Clock
-from appliance.foundation.errors import AzekuraError, Busy, Damaged, OutOfSpace
+from appliance.foundation.errors import AzekuraError, Busy, Damaged, OutOfSpace, Unreadable
 from appliance.foundation.files import FileLock, FileSystem
 from appliance.index.facts import CloudFacts
 from appliance.index.index import Index
@@ -173,6 +175,7 @@ class Recaller:
             if error is None:
                 fetch.persist()
                 check_rest(path, fetch.checked)
+                self._make_way(fetch.pack_id)
                 self._files.rename(path, self._layout.sealed_path(fetch.pack_id))
                 self._index.transact(lambda txn: txn.set_local(fetch.pack_id, True))
         except AzekuraError as cause:
@@ -188,6 +191,20 @@ class Recaller:
             _log.info("pack_recalled", pack=fetch.pack_id, size_bytes=fetch.size)
         else:
             _log.error("recall_failed", pack=fetch.pack_id, error=type(error).__name__)
+
+    def _make_way(self, pack_id: str) -> None:
+        """Set a damaged pack aside that the recalled one is to replace."""
+        path = self._layout.sealed_path(pack_id)
+        try:
+            check_pack(path)
+        except FileNotFoundError:
+            return
+        except (Damaged, OSError) as error:
+            unreadable = isinstance(error, Unreadable | OSError)
+            set_pack_aside(
+                self._files, self._clock, self._layout, path,
+                why=UNREADABLE if unreadable else DAMAGED, pending=False,
+            )  # fmt: skip
 
     def recall(self, pack_id: str, cloud: CloudFacts) -> None:
         """Bring a whole pack back and return when it is here; CloudError, Damaged, OutOfSpace.

@@ -25,7 +25,7 @@ _KEPT = "once-"
 class Request(msgspec.Struct, frozen=True):
     """What is asked: `evict`, `recall`, `reject`, `restore` of a study or an instance.
 
-    `details`: what a kind needs besides, like the result of a `drill`.
+    Or `repair` of a pack, which somebody found damaged: `reason` says how.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class Request(msgspec.Struct, frozen=True):
     by: str = ""
     reason: str = ""
     note_uid: str = ""
-    details: dict[str, Any] = {}
+    pack_id: str = ""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -60,6 +60,12 @@ class RequestBox:
         if not os.path.exists(path) and not os.path.exists(self._answer_path(name)):
             self._files.write_atomic(path, msgspec.json.encode(request))
         return name
+
+    def put_unless_waiting(self, request: Request, name: str) -> None:
+        """Leave a request under a name of the asker's; nothing while one of that name waits."""
+        path = os.path.join(self._directory, f"{name}.json")
+        if not os.path.exists(path):
+            self._files.write_atomic(path, msgspec.json.encode(request))
 
     def pending(self) -> list[tuple[str, Request]]:
         """Return what waits, oldest first; unreadable files are skipped."""

@@ -6,8 +6,10 @@ Invariants:
 - No byte of an instance is given out before its sha256 was checked.
 - A copy that turns out damaged or gone is replaced by another: of another pack on this disk, or
   from the bucket.
-- An instance longer than LARGE_BYTES is never mapped or held as a whole: it is given out as an
-  extent, and checked by reading it.
+- An instance longer than LARGE_BYTES is never held as a whole: it is given out as an extent, and
+  checked by reading it.
+- Nothing is mapped: a sector that the disk does not give is an error, never a SIGBUS.
+- A pack that turns out damaged, unreadable or gone is told to whoever repairs it.
 """
 
 import contextlib
@@ -19,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 
+from appliance.archive.damage_report import GONE, Report, why_of
 from appliance.archive.extent import Dataset, Extent
 from appliance.archive.fetch import PackFetch
 from appliance.archive.layout import Layout
@@ -26,7 +29,7 @@ from appliance.archive.recall import Recaller
 from appliance.archive.studies import study_packs
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, to_microseconds
-from appliance.foundation.errors import AzekuraError, CloudUnavailable, Damaged
+from appliance.foundation.errors import AzekuraError, CloudUnavailable, Damaged, Unreadable
 from appliance.index.index import Index
 from appliance.packs.reader import PackReader
 
@@ -85,7 +88,7 @@ class PackReaders:
         with self._lock:
             reader = self._readers.get(pack_id)
             if reader is not None:
-                if not reader.is_unlinked:
+                if reader.is_current:
                     self._readers.move_to_end(pack_id)
                     return reader
                 del self._readers[pack_id]
@@ -101,9 +104,9 @@ class PackReaders:
         return None
 
     def sweep(self) -> None:
-        """Let go of packs that were evicted: their space comes back when nobody has them open."""
+        """Let go of packs that went: their space comes back when nobody has them open."""
         with self._lock:
-            for pack_id in [each for each, it in self._readers.items() if it.is_unlinked]:
+            for pack_id in [each for each, it in self._readers.items() if not it.is_current]:
                 del self._readers[pack_id]
 
     def forget(self, pack_id: str) -> None:
@@ -116,8 +119,15 @@ class Retrieval:
     """Opens instances; shared by every association of a process."""
 
     def __init__(
-        self, clock: Clock, layout: Layout, index: Index, recaller: Recaller | None
+        self,
+        clock: Clock,
+        layout: Layout,
+        index: Index,
+        recaller: Recaller | None,
+        report: Report | None = None,
     ) -> None:
+        """Take over; `report` is told of packs that are not as they should be."""
+        self._report = report
         self._clock = clock
         self._index = index
         self._touch_lock = threading.Lock()
@@ -161,7 +171,7 @@ class Retrieval:
             next(coming)
         for instance, dataset in self._from_disk(here):
             if isinstance(dataset, AzekuraError):
-                _log.warning("pack_unreadable", pack=instance.pack_id, error=type(dataset).__name__)
+                self._tell(instance.pack_id, dataset)
                 yield instance, self._from_anywhere(instance, None)
             else:
                 yield instance, Opened(dataset)
@@ -235,6 +245,18 @@ class Retrieval:
 
     # --- disk
 
+    def _tell(self, pack_id: str, error: AzekuraError) -> None:
+        _log.warning("pack_unreadable", pack=pack_id, error=type(error).__name__)
+        if self._report is None:
+            return
+        if self._readers.get(pack_id) is not None:
+            self._report(pack_id, why_of(error))
+            return
+        with self._index.read() as view:
+            row = view.pack(pack_id)
+        if row is not None and row.local:  # else it was evicted since it was chosen
+            self._report(pack_id, GONE)
+
     def _from_disk(
         self, here: Sequence[Retrievable]
     ) -> Iterator[tuple[Retrievable, Dataset | AzekuraError]]:
@@ -251,18 +273,16 @@ class Retrieval:
             reader = self._readers.get(instance.pack_id)
             if reader is None:
                 return Damaged("open", f"pack {instance.pack_id}", "it is not on the disk")
-            dataset: Dataset
+            extent = Extent(reader.read_range, instance.offset, instance.length)
             if instance.length > LARGE_BYTES:
-                dataset = Extent(reader.read_range, instance.offset, instance.length)
-            else:
-                dataset = reader.view(instance.offset, instance.length)
+                return self._checker.submit(checked, extent, instance)
             if instance.length <= CHECK_INLINE_BYTES:
-                return checked(dataset, instance)
-            return self._checker.submit(checked, dataset, instance)
+                return _read_checked(extent, instance)
+            return self._checker.submit(_read_checked, extent, instance)
         except AzekuraError as error:
             return error
         except OSError as error:
-            return Damaged("open", f"pack {instance.pack_id}", str(error), "Check the disk")
+            return Unreadable("open", f"pack {instance.pack_id}", str(error), "Check the disk")
 
     def _resolve(
         self, instance: Retrievable, found: Dataset | Future[Dataset] | AzekuraError
@@ -358,6 +378,10 @@ class Retrieval:
 
 def _packs_away(wanted: Sequence[Retrievable]) -> set[str]:
     return {each.pack_id for each in wanted if not each.online}
+
+
+def _read_checked(extent: Extent, instance: Retrievable) -> Dataset:
+    return checked(memoryview(extent[:]), instance)
 
 
 def checked(dataset: Dataset, instance: Retrievable) -> Dataset:

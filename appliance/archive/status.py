@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from appliance.archive.drill_book import last_drill
+from appliance.archive.damaged import damaged_rows
 from appliance.archive.forecast import forecast
 from appliance.archive.history import read_history
 from appliance.archive.index_condition import IndexCondition
@@ -26,6 +26,7 @@ from appliance.index.records import Totals
 
 STALE_S = 10.0
 DISTRUST_S = 86400.0
+DAMAGED_SHOWN_MAX = 100
 _FIGURES = (
     "studies", "instances", "pending_instances", "pending_bytes", "oldest_pending_age_s",
     "cached_bytes", "capacity_bytes",
@@ -48,6 +49,7 @@ class UplinkStatus(msgspec.Struct):
     problems: list[dict[str, str]]
     bucket_trusted: bool = True
     replicas: list[dict[str, str]] = []
+    repair: dict[str, int] = {}
     following: list[dict[str, Any]] = []
 
 
@@ -128,10 +130,11 @@ def node_status(
         "ledger_sequence": uplink.ledger_sequence if uplink is not None else 0,
         "upload_rate_bytes_per_s": round(rate, 1),
         "throttle_bytes_per_s": uplink.throttle_bytes_per_s if uplink is not None else None,
+        "repair": dict(uplink.repair) if uplink is not None else {},
+        "damaged": damaged_rows(layout)[:DAMAGED_SHOWN_MAX],
         "replicas": list(uplink.replicas) if uplink is not None and alive else [],
         "nodes": node_documents(nodes, applied),
         "following": uplink.following if uplink is not None else [],
-        "last_drill": last_drill(layout),
         "problems": problems,
     }
 

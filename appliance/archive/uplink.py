@@ -26,7 +26,6 @@ from typing import NamedTuple
 from appliance.archive.applying import apply_record
 from appliance.archive.bucket_watch import BucketWatch
 from appliance.archive.index_condition import IndexCondition
-from appliance.archive.key_change import KeyChange
 from appliance.archive.layout import Layout, packs_in
 from appliance.archive.ledger import Ledger
 from appliance.archive.problem import Problem
@@ -85,13 +84,15 @@ class Uplink:
         on_fatal: Callable[[StorageFailed], None],
         bucket: BucketWatch | None = None,
         condition: IndexCondition | None = None,
-        keys: KeyChange | None = None,
+        salvage: Callable[[str], bool] | None = None,
     ) -> None:
-        """`bucket`, `condition`: what is known of bucket and index; without one it is sound.
+        """Take over; nothing runs before `start`.
 
-        `keys`: what is told of the keys when they change.
+        `bucket`, `condition`: what is known of bucket and index; without one it is sound.
+        `salvage`: called with a damaged pack that a thread here has in work; tells whether it was
+        taken out of the way.
         """
-        self._keys = keys
+        self._salvage = salvage
         self._bucket = bucket
         self._condition = condition
         self._files = files
@@ -193,19 +194,20 @@ class Uplink:
         """Whether a pack is on its way, to the bucket or into the ledger."""
         return bool(self._in_work)
 
-    @property
-    def may_write(self) -> bool:
-        """Whether the ledger is open, and neither it nor the bucket stands still."""
-        with self._lock:
-            hindered = not self._problems.keys().isdisjoint({"ledger", "cloud"})
-        return self._ledger_ready.is_set() and self._may_send and not hindered
-
     def hurry(self, pack_ids: set[str]) -> None:
         """Put packs into the urgent lane: somebody waits for them to be verified."""
         with self._work:
             self._urgent |= pack_ids
             for pack_id in pack_ids:
                 self._waiting.hurry(pack_id)
+
+    def borrow(self, pack_id: str) -> bool:
+        """Keep a pending pack from being uploaded until it is given back; False if it is now."""
+        with self._lock:
+            if pack_id in self._in_work:
+                return False
+            self._in_work.add(pack_id)
+            return True
 
     def record(self, record: Record, on_written: Callable[[], None] | None = None) -> None:
         """Queue a record for the next ledger entry; `on_written` is called once it is there."""
@@ -253,10 +255,24 @@ class Uplink:
             except StorageFailed:
                 raise
             except (AzekuraError, OSError) as error:
-                # It stays where it is: nobody else has it.
-                self._report(f"pack:{pack_id}", as_error(error, f"pack {pack_id}"))
+                # What can't be salvaged stays where it is: nobody else has it.
+                self._salvage_or_report(pack_id, as_error(error, f"pack {pack_id}"))
             else:
                 self._clear(f"pack:{pack_id}")
+
+    def _salvage_or_report(self, pack_id: str, error: AzekuraError) -> bool:
+        """Have a damaged pack taken out of the way, and tell whether it was; else report it."""
+        if isinstance(error, Damaged) and not isinstance(error, IndexDamaged) and self._salvage:
+            try:
+                if self._salvage(pack_id):
+                    self._clear(f"pack:{pack_id}")
+                    return True
+            except StorageFailed:
+                raise
+            except AzekuraError as hindrance:
+                error = hindrance
+        self._report(f"pack:{pack_id}", error)
+        return False
 
     def _find_pending(self) -> None:
         sealed = packs_in(self._layout.sealed)
@@ -296,9 +312,10 @@ class Uplink:
         """Upload a pack and queue its record; return how long to wait before the next."""
         try:
             if self._is_verified(pack_id):
-                self._give_back(pack_id)
+                self.give_back(pack_id)
                 return 0.0
             sealed = seal(self._files, self._layout.sealed_path(pack_id))
+            self._check_complete(pack_id, len(sealed.members))
             record = self._upload.upload(pack_id, sealed, Lane(lane))
         except StorageFailed:
             raise
@@ -306,22 +323,29 @@ class Uplink:
             self._report(f"pack:{pack_id}", error)  # nothing helps but a look at the bucket
             return 0.0
         except CloudError as error:
-            self._give_back(pack_id)
+            self.give_back(pack_id)
             self._report("cloud", error)
             self._suspect_bucket(error)
             return backoff.next_delay_s() if error.retry else MISCONFIGURED_RETRY_S
         except (AzekuraError, OSError) as error:
             found = as_error(error, f"pack {pack_id}")
-            self._report(f"pack:{pack_id}", found)
-            if not found.retry and not isinstance(found, IndexDamaged):
+            salvaged = self._salvage_or_report(pack_id, found)
+            if not (salvaged or found.retry or isinstance(found, IndexDamaged)):
                 return 0.0  # it stays in work: tried again after a restart only
-            self._give_back(pack_id)
-            return backoff.next_delay_s()
+            self.give_back(pack_id)
+            return 0.0 if salvaged else backoff.next_delay_s()
         backoff.reset()
         self._clear("cloud")
         self._clear(f"pack:{pack_id}")
         self._queue(Queued(record, None))
         return 0.0
+
+    def _check_complete(self, pack_id: str, count: int) -> None:
+        """Raise Damaged when the index knows of more members: recovery has found some damaged."""
+        with self._index.read() as view:
+            row = view.pack(pack_id)
+        if row is not None and row.instance_count > count:
+            raise Damaged("upload", f"pack {pack_id}", "members that were received are gone")
 
     def _is_verified(self, pack_id: str) -> bool:
         with self._index.read() as view:
@@ -334,12 +358,14 @@ class Uplink:
                 ready = self._knows_all and "ledger" not in self._problems and self._may_send
                 if self._waiting and ready:
                     lane, pack_id = self._waiting.take(self._clock.now())
+                    if pack_id in self._in_work:
+                        continue  # borrowed: the scan finds it again
                     self._in_work.add(pack_id)
                     return lane, pack_id
                 self._work.wait(1.0)
         return None
 
-    def _give_back(self, pack_id: str) -> None:
+    def give_back(self, pack_id: str) -> None:
         """Let a pack be found again by the next scan, or be settled by it."""
         with self._lock:
             self._in_work.discard(pack_id)
@@ -372,11 +398,8 @@ class Uplink:
                 software=self._software,
                 at=isoformat(self._clock.now()),
             )
-            keys = self._keys.record(self._ledger.sequence) if self._keys is not None else None
-            self._ledger.append([opened] if keys is None else [opened, keys])
+            self._ledger.append([opened])
         self._apply(self._ledger.sequence, [])
-        if self._keys is not None:
-            self._keys.settle()
         self._sweep_spool()
         self._clear("cloud")
         self._ledger_ready.set()

@@ -48,6 +48,25 @@ def list_studies(
 
 
 @app.command()
+def damaged(context: typer.Context) -> None:
+    """List instances whose only copy is damaged, with who sent them; exit code 1 if any.
+
+    They leave the list when they have been sent again.
+    """
+    from appliance.archive.damaged import damaged_rows
+
+    call = invocation.of(context)
+    with call.parts(open_index=False) as parts:
+        rows = damaged_rows(parts.layout)
+    call.output.table(
+        rows,
+        ("calling_ae", "address", "received_at", "study_instance_uid", "series_instance_uid",
+         "sop_instance_uid"),
+    )  # fmt: skip
+    raise typer.Exit(exit_codes.FAULT if rows else exit_codes.OK)
+
+
+@app.command()
 def show(
     context: typer.Context,
     study: Annotated[str, typer.Argument(metavar="UID|ACCESSION", help="Which study.")],

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from appliance.archive.archive import Archive
 from appliance.archive.commitment import CommitmentBook
+from appliance.archive.damage_report import reporter
 from appliance.archive.freshness import Freshness
 from appliance.archive.ingest import Ingest
 from appliance.archive.queries import Queries
@@ -31,10 +32,10 @@ from appliance.dimse.move import move_service
 from appliance.dimse.reporter import Reporter
 from appliance.dimse.storage import storage_service
 from appliance.dimse.tls import client_context
+from appliance.dimse.transcode import Transcoder
 from appliance.dimse.verification import verification_service
 from appliance.foundation import log
 from appliance.foundation.errors import CloudError, UsageError
-from appliance.pixels.transcode import Transcoder
 
 DRAIN_TIMEOUT_S = 20.0
 WRITER = "receive"
@@ -64,7 +65,8 @@ def run(
         # An index that can't be used keeps nothing from being received; the indexer makes it anew.
         if not parts.try_index():
             _log.error("index_unusable")
-        retrieval = Retrieval(parts.clock, parts.layout, parts.index, _recaller(parts))
+        report = reporter(RequestBox(parts.files, parts.layout.requests), "read")
+        retrieval = Retrieval(parts.clock, parts.layout, parts.index, _recaller(parts), report)
         stack.callback(retrieval.close)
         ingest = Ingest(
             parts.files, parts.clock, parts.layout, writer, config.packs, parts.index,

@@ -8,7 +8,6 @@ and uploads nothing: what is left of the uplink follows, evicts and recalls.
 import os
 import threading
 from collections.abc import Callable
-from functools import partial
 
 from appliance import __version__
 from appliance.archive.abandoned import recover_abandoned
@@ -30,9 +29,7 @@ from appliance.archive.uplink import Uplink, as_failure
 from appliance.archive.upload import PackUpload
 from appliance.config.load import load
 from appliance.config.model import Config
-from appliance.daemons.checkpointing import TURN_S as CHECKPOINT_S
-from appliance.daemons.checkpointing import Checkpointing
-from appliance.daemons.drilling import Drilling
+from appliance.daemons.mending import Mending
 from appliance.daemons.neighbours import TURN_S, Neighbours
 from appliance.daemons.parts import Parts
 from appliance.daemons.running import Running, notify
@@ -55,9 +52,9 @@ BUCKET_S = 1.0
 INDEX_WAIT_S = 2.0
 EVICT_S = 5.0
 BACKLOG_S = 30.0
-DRILL_S = 60.0
 RECOVER_S = 10.0
 FOLLOW_S = 2.0
+
 ORPHAN_S = 3600.0
 
 _log = log.get("uplink")
@@ -107,33 +104,32 @@ class _Uplink:
         )  # fmt: skip
         space = parts.space()
         pins = Pins(parts.files, parts.layout.pins)
+        replicas = parts.replicas()
+        recaller = Recaller(
+            parts.files, parts.clock, parts.layout, parts.reading(store, replicas), parts.index,
+            space,
+        )  # fmt: skip
+        self._mending = Mending(parts, recaller)
         self._uplink = self._writing(store) if config.writes else None
         self._follower = self._following(store)
         self._evictor = Evictor(
             parts.files, parts.clock, parts.layout, parts.index, store, space, pins,
             config.cache.high_water, config.cache.low_water, self._bucket,
         )  # fmt: skip
-        replicas = parts.replicas()
         self._replicas = ReplicaWatch(
             parts.clock, [each.name for each in config.cloud.replicas], replicas,
             config.node.name, self._own_sequence,
         )  # fmt: skip
-        recaller = Recaller(
-            parts.files, parts.clock, parts.layout, parts.reading(store, replicas), parts.index,
-            space,
-        )  # fmt: skip
-        requests = RequestBox(parts.files, parts.layout.requests)
-        self._drilling = Drilling(
-            parts, store, requests, parts.identities(), self._link, self._bucket, self._stop
-        )
         self._control = Control(
-            parts.clock, parts.index, requests, self._uplink, self._evictor, recaller, pins,
-            config.node.name, self._drilling.book,
+            parts.clock, parts.index, RequestBox(parts.files, parts.layout.requests),
+            self._uplink, self._evictor, recaller, pins, config.node.name,
+            self._mending.repairer.ask,
         )  # fmt: skip
         self._neighbours = Neighbours(parts, store, self._uplink, self._signing_key())
         self._evict_problem: Problem | None = None
         # Whoever finds something wrong that status should show is asked by `_tell`.
         self._problem_sources: list[Callable[[], list[Problem]]] = [
+            self._mending.problems,
             self._follower.problems,
             self._replicas.problems,
             self._neighbours.problems,
@@ -152,22 +148,16 @@ class _Uplink:
             self._loop("recover", RECOVER_S, self._recover),
             self._loop("heartbeat", TURN_S, self._neighbours.turn),
             self._loop("follow", FOLLOW_S, lambda: self._follower.run(self._stop)),
+            *(self._loop(*each) for each in self._mending.loops(self._uplink)),
         ]
         if self._uplink is not None:
             backlog = BacklogWatch(
                 parts.files, parts.clock, parts.layout, parts.index, parts.space(), self._uplink,
                 parts.throttle, self._link, parts.config.alarms, parts.condition,
             )  # fmt: skip
-            checkpoints = self._checkpoints
-            self._problem_sources[:0] = [
-                self._uplink.problems, backlog.problems, checkpoints.problems,
-                self._drilling.book.problems,
-            ]  # fmt: skip
-            threads.append(self._loop("drill", DRILL_S, self._drilling.keeper.look))
+            self._problem_sources[:0] = [self._uplink.problems, backlog.problems]
             threads.append(self._loop("backlog", BACKLOG_S, backlog.look))
             threads.append(self._loop("orphans", ORPHAN_S, self._abort_orphans))
-            turn = partial(checkpoints.turn, self._uplink, self._stop)
-            threads.append(self._loop("checkpoint", CHECKPOINT_S, turn))
         return threads
 
     def _writing(self, store: ObservedStore) -> Uplink:
@@ -178,16 +168,14 @@ class _Uplink:
         self._upload = PackUpload(
             parts.files, parts.clock, store, parts.layout, recipients, identities, retention
         )
-        signing_key = SigningKey.load(config.keys.signing)
         ledger = Ledger(
-            parts.files, parts.clock, store, parts.layout, config.node.name, signing_key,
-            recipients, identities, retention,
+            parts.files, parts.clock, store, parts.layout, config.node.name,
+            SigningKey.load(config.keys.signing), recipients, identities, retention,
         )  # fmt: skip
-        self._checkpoints = Checkpointing(parts, store, signing_key, retention)
         return Uplink(
             parts.files, parts.clock, parts.layout, parts.index, ledger, self._upload,
             f"azekura {__version__}", self._fatal, self._bucket, parts.condition,
-            self._checkpoints.keys,
+            self._mending.salvage,
         )  # fmt: skip
 
     def _signing_key(self) -> SigningKey | None:
@@ -266,7 +254,7 @@ class _Uplink:
         recover_abandoned(self._parts.files, self._parts.layout)
 
     def _abort_orphans(self) -> None:
-        count = self._upload.abort_orphans(self._checkpoints.upload_ids())
+        count = self._upload.abort_orphans()
         if count:
             _log.info("orphan_uploads_aborted", count=count)
 
@@ -288,6 +276,7 @@ class _Uplink:
                 problems=problems,
                 bucket_trusted=self._bucket.trusted,
                 replicas=self._replicas.document(),
+                repair=self._mending.repairer.document(),
                 following=[each.document() for each in self._follower.places()],
             ),
         )

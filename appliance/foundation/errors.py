@@ -15,6 +15,7 @@ AzekuraError
 │   └── ShareUsed              little room is left, and a peer has used its share of it
 ├── StorageFailed              the disk failed a write or a flush: the daemon stops
 ├── Damaged                    stored bytes are not what was stored
+│   ├── Unreadable             the disk does not give them
 │   └── IndexDamaged           the index's own: nothing is lost, it is made anew
 ├── KeyUnavailable             an identity or a signing key cannot be read
 ├── DecryptionFailed           no identity opens it, or its authentication fails
@@ -126,6 +127,10 @@ class StorageFailed(AzekuraError):
 
 class Damaged(AzekuraError):
     """Stored bytes are not what was stored."""
+
+
+class Unreadable(Damaged):
+    """The disk does not give the bytes: a bad sector, a bad cable."""
 
 
 class IndexDamaged(Damaged):

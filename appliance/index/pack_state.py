@@ -1,8 +1,9 @@
 """A pack under change within one write transaction.
 
 Invariants:
-- PENDING holds exactly the packs that no ledger names, by when they began; CACHED those that are
-  named and here, by last use; ERASED those that are no more.
+- PENDING holds exactly the packs that are here and that no ledger names, by when they began; CACHED
+  those that are named and here, by last use; ERASED those that are no more. What is neither here
+  nor named is lost, and on no list.
 - A pack is erased when a ledger names it *and* says that it was erased. What is pending is not: its
   only copy is here, whatever anybody wrote.
 - Of an erased pack nothing is kept but what the ledger said of its copy.
@@ -41,12 +42,13 @@ def what_stays(pack: StoredPack) -> StoredPack:
 def listed_under(reference: bytes, pack: StoredPack) -> tuple[Table, bytes] | None:
     """Return table and key of the list that a pack belongs to, None for an evicted one.
 
-    A pack of which only its name was ever said (it was used or moved) is on no list either.
+    A pack of which only its name was ever said (it was used or moved) is on no list either, nor is
+    a lost one.
     """
     if is_erased(pack):
         return Table.ERASED, stamped(pack.erased_us, reference)
     if pack.cloud is None:
-        if pack.member_count == 0:
+        if pack.member_count == 0 or not pack.local:
             return None
         return Table.PENDING, stamped(pack.first_received_us, reference)
     if pack.local:
@@ -59,6 +61,8 @@ def counted(counters: Counters, pack: StoredPack, sign: int) -> None:
     if (pack.cloud is None and pack.member_count == 0) or is_erased(pack):
         return
     counters.packs += sign
+    if pack.cloud is None and not pack.local:
+        return
     if pack.cloud is None:
         counters.pending_packs += sign
         counters.pending_instances += sign * pack.member_count

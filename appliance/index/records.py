@@ -18,6 +18,7 @@ class State(StrEnum):
     CACHED = "cached"
     EVICTED = "evicted"
     ERASED = "erased"
+    LOST = "lost"
 
 
 class StoredCopy(msgspec.Struct, frozen=True):
@@ -165,9 +166,12 @@ class PackRow(msgspec.Struct, frozen=True):
 
     @property
     def state(self) -> State:
-        """Pending until the ledger names it; then cached or evicted; at last erased."""
+        """Pending until the ledger names it, lost if it is not here; then cached or evicted.
+
+        At last erased.
+        """
         if self.cloud is None:
-            return State.PENDING
+            return State.PENDING if self.local else State.LOST
         if self.erased_at_us:
             return State.ERASED
         return State.CACHED if self.local else State.EVICTED

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
-from appliance.foundation.errors import Damaged
+from appliance.foundation.errors import Damaged, Unreadable
 from appliance.packs.header import decode_head
 from appliance.packs.member import HEADERS_NAME, DamagedExtent, Member
 
@@ -54,9 +54,14 @@ class PackReader:
         return os.fstat(self._fd).st_size
 
     @property
-    def is_unlinked(self) -> bool:
-        """Return whether the pack has no name any more: it was evicted while it was open."""
-        return os.fstat(self._fd).st_nlink == 0
+    def is_current(self) -> bool:
+        """Return whether the path still names this file: not evicted, moved on or set aside."""
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        ours = os.fstat(self._fd)
+        return (there.st_ino, there.st_dev) == (ours.st_ino, ours.st_dev)
 
     def members(self, from_offset: int = 0, limit: int | None = None) -> Iterator[Member]:
         """Give the instances whose member begins at or behind `from_offset`, a header offset.
@@ -122,11 +127,11 @@ class PackReader:
             return memoryview(self._map)[offset:end]
 
     def read_dataset(self, member: Member) -> bytes:
-        """Return a copy of a member's dataset; Damaged when the disk does not give all of it."""
+        """Return a copy of a member's dataset; Damaged when it is cut, Unreadable on EIO."""
         try:
             data = self.read_range(member.dataset_offset, member.length)
         except OSError as cause:
-            raise Damaged("read pack", self.path, str(cause), "Check the disk") from cause
+            raise Unreadable("read pack", self.path, str(cause), "Check the disk") from cause
         if len(data) != member.length:
             raise Damaged("read pack", self.path, "it ends inside a dataset")
         return data

@@ -23,7 +23,7 @@ import msgspec
 from appliance.foundation.errors import Damaged, OutOfSpace, UnsupportedFormat
 from appliance.foundation.files import FileSystem
 from appliance.packs.header import PAX_NAME, damaged_block, decode_head, pack_id_of
-from appliance.packs.member import BLOCK_BYTES, HEADERS_NAME, Member, round_up
+from appliance.packs.member import BLOCK_BYTES, HEADERS_NAME, DamagedExtent, Member, round_up
 
 WINDOW_BYTES = 1 << 20
 PAGE_BYTES = 4096
@@ -62,6 +62,51 @@ def recover(files: FileSystem, path: str, set_aside_dir: str) -> Recovered:
         files.close(fd)
 
 
+class Examined(msgspec.Struct, frozen=True):
+    """What the medium gives of a closed or sealed pack now.
+
+    `members` are whole, `headers.gz` left out; of `lost` the headers are whole and the dataset is
+    not. `gaps` are stretches [start, end) that are no whole member, those left out that recovery
+    has marked as damaged before; `marked` tells whether there are such. `unreadable`: the disk did
+    not give all of it.
+    """
+
+    members: list[Member]
+    lost: list[Member]
+    gaps: list[tuple[int, int]]
+    marked: bool
+    unreadable: bool
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the pack is what was written."""
+        return not (self.gaps or self.unreadable)
+
+
+def examine(files: FileSystem, path: str) -> Examined:
+    """Read a whole pack from the medium and tell what is good; changes nothing.
+
+    A pack of another format version is told as one gap. Raises FileNotFoundError, StorageFailed.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        files.drop_cached(fd)
+        scan = _Scan(fd, path)
+        try:
+            found = scan.run()
+        except UnsupportedFormat:
+            found = _Found([], [], [], 0)
+        gaps = list(found.gaps)
+        content_end = scan.disk.content_end(found.end, scan.disk.size)
+        if content_end > found.end:
+            gaps.append((found.end, content_end))
+        bad = [gap for gap in gaps if not scan.is_marked(*gap)]
+        members = [member for member in found.members if member.name != HEADERS_NAME]
+        return Examined(members, found.lost, bad, len(bad) < len(gaps), scan.disk.failed)
+    finally:
+        os.close(fd)
+
+
 class _Found(msgspec.Struct):
     """The members of a pack, the stretches [start, end) between them, and where the rest begins."""
 
@@ -77,11 +122,13 @@ class _Disk:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.size = os.fstat(fd).st_size
+        self.failed = False
 
     def read(self, offset: int, length: int) -> bytes:
         try:
             return os.pread(self._fd, length, offset)
         except OSError:
+            self.failed = True
             return b"".join(self._pages(offset, min(offset + length, self.size)))
 
     def _pages(self, offset: int, end: int) -> Iterator[bytes]:
@@ -115,7 +162,7 @@ class _Scan:
     """Finds the whole members of a pack; reads only."""
 
     def __init__(self, fd: int, path: str) -> None:
-        self._disk = _Disk(fd)
+        self.disk = _Disk(fd)
         self._path = path
         self._pack_id = pack_id_of(path)
         self._unsupported: UnsupportedFormat | None = None
@@ -123,7 +170,7 @@ class _Scan:
 
     def run(self) -> _Found:
         found = _Found([], [], [], 0)
-        while found.end < self._disk.size:
+        while found.end < self.disk.size:
             member = self._member_at(found.end)
             if member is None:
                 member = self._next_member(found.end + BLOCK_BYTES)
@@ -137,8 +184,20 @@ class _Scan:
         found.lost = list(self._lost.values())
         return found
 
+    def is_marked(self, start: int, end: int) -> bool:
+        """Tell whether a stretch is nothing but what recovery has marked as damaged."""
+        while start < end:
+            try:
+                found = decode_head(self.disk.read, start, self._path, self._pack_id)
+            except (Damaged, UnsupportedFormat):
+                return False
+            if not isinstance(found, DamagedExtent):
+                return False
+            start = found.member_end
+        return True
+
     def _next_member(self, start: int) -> Member | None:
-        for at, window in self._disk.windows(start, self._disk.size):
+        for at, window in self.disk.windows(start, self.disk.size):
             index = window.find(PAX_NAME)
             while index >= 0:
                 if index % BLOCK_BYTES == 0:
@@ -150,7 +209,7 @@ class _Scan:
 
     def _member_at(self, offset: int) -> Member | None:
         try:
-            member = decode_head(self._disk.read, offset, self._path, self._pack_id)
+            member = decode_head(self.disk.read, offset, self._path, self._pack_id)
         except Damaged:
             return None
         except UnsupportedFormat as cause:
@@ -159,7 +218,7 @@ class _Scan:
             return None
         if not isinstance(member, Member):
             return None
-        if member.dataset_end > self._disk.size or not self._whole(member):
+        if member.dataset_end > self.disk.size or not self._whole(member):
             if member.name != HEADERS_NAME:
                 self._lost[offset] = member
             return None
@@ -167,7 +226,7 @@ class _Scan:
 
     def _whole(self, member: Member) -> bool:
         digest = hashlib.sha256()
-        for _, window in self._disk.windows(member.dataset_offset, member.dataset_end):
+        for _, window in self.disk.windows(member.dataset_offset, member.dataset_end):
             digest.update(window)
         return digest.digest() == member.sha256
 

@@ -267,7 +267,11 @@ def check_patients(index: Index, model: Model) -> None:
 
 
 def check_totals(index: Index, model: Model) -> None:
-    pending = {key: v for key, v in model.kept().items() if key[0] not in model.clouds}
+    pending = {
+        key: v
+        for key, v in model.kept().items()
+        if key[0] not in model.clouds and key[0] in model.local
+    }
     with index.read() as view:
         totals = view.counts()
         cached = {row.pack_id for row in view.evictable(100)}
@@ -275,7 +279,9 @@ def check_totals(index: Index, model: Model) -> None:
     assert totals.instances == len(model.served())
     assert totals.pending_instances == len(pending)
     assert totals.pending_bytes == sum(
-        size for pack_id, size in model.sizes.items() if pack_id not in model.clouds
+        size
+        for pack_id, size in model.sizes.items()
+        if pack_id in model.local - model.clouds.keys()
     )
     assert totals.oldest_pending_us == min(
         (facts.received_at_us for _, facts in pending.values()), default=0

@@ -20,6 +20,7 @@ from appliance.foundation.errors import (
     OutOfSpace,
 )
 from tests.support.archive_box import Box, open_descriptors, sample
+from tests.support.mending import wait_for_recalls
 
 MIB = 2**20
 
@@ -58,9 +59,7 @@ def test_a_damaged_local_copy_is_replaced_from_the_bucket(box: Box) -> None:
     (pack_id,) = box.pack_ids()
     _damage(box, pack_id, samples[1])
     assert box.fetch() == _expected(*samples)
-    for _ in range(2000):
-        if not box.recaller._recalls:
-            break
+    wait_for_recalls(box)
     assert box.fetch() == _expected(*samples)
     box.store.offline = True
     assert box.fetch() == _expected(*samples)
@@ -166,9 +165,7 @@ def test_a_large_instance_is_an_extent(box: Box) -> None:
         for _instance, opened in box.retrieval.open_all(box.served()):
             assert isinstance(opened.dataset, Extent)
             assert opened.dataset.sha256() == each.sha256
-        for _ in range(100_000):
-            if not box.recaller._recalls:
-                break
+        wait_for_recalls(box)
         box.evictor.evict_pack(box.pack_ids()[0])
 
 
