@@ -77,6 +77,7 @@ class BacklogWatch:
                 throttle_bytes_per_s=throttle.rate_now_bytes_per_s(),
             )
         )
+        self._space.measure()
         usable = self._space.usable_bytes
         room = max(0, usable - counts.pending_bytes)
         self.outlook = forecast(

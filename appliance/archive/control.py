@@ -10,11 +10,14 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
+
 from appliance.archive.applying import apply_record
+from appliance.archive.drill_book import DrillBook
 from appliance.archive.evict import Evictor
 from appliance.archive.pins import Pins
 from appliance.archive.recall import Recaller
-from appliance.archive.records import Rejected, Restored
+from appliance.archive.records import Drilled, Rejected, Restored
 from appliance.archive.requests import Answer, Request, RequestBox, failed
 from appliance.archive.studies import study_packs
 from appliance.archive.uplink import Uplink
@@ -47,11 +50,16 @@ class Control:
         recaller: Recaller,
         pins: Pins,
         node: str,
+        drills: DrillBook | None = None,
         repair: Callable[[str, str, str], None] | None = None,
     ) -> None:
-        """Take over; `repair` is called with a pack id, how it is damaged and who found it."""
+        """Take over.
+
+        `uplink`: None on a node that writes nothing. `drills`: where held ones are noted. `repair`
+        is called with a pack id, how it is damaged and who found it.
+        """
+        self._drills = drills
         self._repair = repair
-        """`uplink`: None on a node that writes nothing."""
         self._clock = clock
         self._index = index
         self._requests = requests
@@ -104,20 +112,26 @@ class Control:
     def _carry_out(self, request_id: str, request: Request) -> Answer | None:
         """Return the answer; None when it comes later."""
         match request.kind:
-            case "evict":
-                return self._evict(request)
             case "recall":
                 self._recall(request_id, request)
-                return None
+            case "reject" | "restore":
+                self._visibility(request_id, request)
+            case "drill":
+                self._drilled(request_id, request)
+            case _:
+                return self._at_once(request)
+        return None
+
+    def _at_once(self, request: Request) -> Answer:
+        match request.kind:
+            case "evict":
+                return self._evict(request)
             case "pin":
                 self._pins.pin(request.study_instance_uid)
                 return Answer(done=True, sentence="the study stays cached")
             case "unpin":
                 self._pins.unpin(request.study_instance_uid)
                 return Answer(done=True, sentence="the study may be evicted again")
-            case "reject" | "restore":
-                self._visibility(request_id, request)
-                return None
             case "hurry":
                 return self._hurry(request)
         raise UsageError("carry out a request", request.kind, "nothing of that kind is known")
@@ -203,6 +217,25 @@ class Control:
         if not found:
             raise NotFound("reject", "the study", "no such study here", "azekura study list")
         return found
+
+    def _drilled(self, request_id: str, request: Request) -> None:
+        """Note a drill that was held, and answer when the ledger has it."""
+        try:
+            record = msgspec.convert(request.details, Drilled)
+        except msgspec.ValidationError as cause:
+            raise UsageError("note a drill", "", str(cause)) from cause
+        if self._drills is not None:
+            self._drills.note(record)
+        if self._uplink is None:
+            raise UsageError(
+                "write a drill down", "", "this standby writes no ledger",
+                "It is noted on this node alone",
+            )  # fmt: skip
+        self._under_way.add(request_id)
+        answer = Answer(done=True, sentence="the drill is in the ledger")
+        self._uplink.record(
+            record, lambda: self._finished.append((request_id, request.kind, answer))
+        )
 
     def _hurry(self, request: Request) -> Answer:
         with self._index.read() as view:

@@ -65,18 +65,21 @@ class Layout:
         self.recalled = os.path.join(data_dir, "packs", "recalled")
         self.set_aside = os.path.join(data_dir, "packs", "set-aside")
         self.spool = os.path.join(data_dir, "spool")
+        self.checkpoints = os.path.join(data_dir, "checkpoints")
         self.ledger = os.path.join(data_dir, "ledger")
         self.index = os.path.join(data_dir, "index")
         self.state = os.path.join(data_dir, "state")
         self.requests = os.path.join(self.state, "requests")
         self.commitment = os.path.join(self.state, "commitment")
         self.pins = os.path.join(self.state, "pins")
+        self.web = os.path.join(self.state, "web")
 
     def create(self, files: FileSystem) -> None:
         """Make every directory, durable."""
         for path in (
             self.open_packs, self.closed, self.sealed, self.recalled, self.set_aside, self.spool,
-            self.ledger, self.index, self.requests, self.commitment, self.pins,
+            self.checkpoints, self.ledger, self.index, self.requests, self.commitment, self.pins,
+            self.web,
         ):  # fmt: skip
             files.make_directory(path)
 

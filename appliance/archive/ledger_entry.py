@@ -78,11 +78,32 @@ def seal_entry(entry: Entry, recipients: Sequence[str]) -> bytes:
     return encrypt_bytes(gzip.compress(b"\n".join(lines) + b"\n", mtime=0), recipients)
 
 
+class EntryLines(msgspec.Struct, frozen=True):
+    """An entry whose record lines are checked and kept as they were written."""
+
+    header: Header
+    header_line: bytes
+    signature: Signature
+    record_lines: list[bytes]
+
+    @property
+    def header_sha256(self) -> str:
+        """The hash by which the next entry names this one."""
+        return hashlib.sha256(self.header_line).hexdigest()
+
+
 def open_entry(sealed: bytes, identities: Sequence[Identity]) -> Entry:
     """Return the entry in an object; its record hashes are checked, its signature is not.
 
     Raises DecryptionFailed, Damaged (a record is not what the header names), UnsupportedFormat.
     """
+    lines = open_lines(sealed, identities)
+    records = decode_records(lines.record_lines)
+    return Entry(lines.header, lines.header_line, lines.signature, records)
+
+
+def open_lines(sealed: bytes, identities: Sequence[Identity]) -> EntryLines:
+    """Return the lines of the entry in an object; as `open_entry`, but for what records say."""
     try:
         inflating = zlib.decompressobj(_GZIP_BITS)
         plain = inflating.decompress(decrypt_bytes(sealed, identities), ENTRY_BYTES_MAX + 1)
@@ -100,19 +121,25 @@ def open_entry(sealed: bytes, identities: Sequence[Identity]) -> Entry:
         if header.format != FORMAT:
             raise UnsupportedFormat("open a ledger entry", f"format {header.format}")
         signature = msgspec.json.decode(lines[1], type=Signature)
-        hashes = [hashlib.sha256(line).hexdigest() for line in lines[2:]]
-        if hashes != header.records:
-            raise Damaged("open a ledger entry", f"sequence {header.sequence}", "record hash")
     except msgspec.DecodeError as cause:
         raise Damaged("open a ledger entry", "", str(cause)) from cause
+    hashes = [hashlib.sha256(line).hexdigest() for line in lines[2:]]
+    if hashes != header.records:
+        raise Damaged("open a ledger entry", f"sequence {header.sequence}", "record hash")
+    return EntryLines(header, lines[0], signature, lines[2:])
+
+
+def decode_records(lines: Sequence[bytes]) -> list[Record]:
+    """Return the records on lines that the header names; UnsupportedFormat for a strange one."""
     try:
-        records = [_decode_record(line) for line in lines[2:]]
+        return [_decode_record(line) for line in lines]
     except msgspec.DecodeError as cause:  # it is what the header names: others write otherwise
         raise UnsupportedFormat("open a ledger entry", f"a record: {cause}") from cause
-    return Entry(header, lines[0], signature, records)
 
 
-def check_link(entry: Entry, node: str, sequence: int, previous: str, signers: set[str]) -> None:
+def check_link(
+    entry: Entry | EntryLines, node: str, sequence: int, previous: str, signers: set[str]
+) -> None:
     """Raise Damaged unless the entry is that node's, in its place in the chain, rightly signed."""
     subject = f"ledger of {node}, sequence {sequence}"
     header = entry.header

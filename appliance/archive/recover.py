@@ -11,6 +11,7 @@ import io
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from typing import IO
 
 import msgspec
 
@@ -25,11 +26,13 @@ from appliance.foundation.errors import (
     Damaged,
     StorageFailed,
 )
-from appliance.remote.store import ObjectStore, VersionInfo
+from appliance.remote.store import Lane, ObjectStore, VersionInfo
 from appliance.seal.age import decrypt_file
 from appliance.seal.identity import Identity
+from appliance.seal.stream import PieceStream
 
 READ_BYTES = 8 * 2**20
+HASH_BYTES = 2**18
 
 _log = log.get("recover")
 
@@ -62,8 +65,16 @@ class Outcome(msgspec.Struct):
 class ObjectReader(io.RawIOBase):
     """A version in the bucket as a seekable file, read in ranges of 8 MiB."""
 
-    def __init__(self, store: ObjectStore, key: str, version_id: str, size_bytes: int) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        key: str,
+        version_id: str,
+        size_bytes: int,
+        lane: Lane = Lane.URGENT,
+    ) -> None:
         super().__init__()
+        self._lane = lane
         self._store = store
         self._key = key
         self._version_id = version_id
@@ -89,7 +100,7 @@ class ObjectReader(io.RawIOBase):
         end = min(self._position + len(buffer), self._size_bytes)
         if end <= self._position:
             return 0
-        part = self._store.get(self._key, self._version_id, self._position, end)
+        part = self._store.get(self._key, self._version_id, self._position, end, self._lane)
         buffer[: len(part)] = part
         self._position += len(part)
         return len(part)
@@ -143,29 +154,6 @@ def _found(record: PackRecord) -> Found:
     )
 
 
-class _Pieces(io.RawIOBase):
-    """The decrypted pieces of a pack as a stream that tarfile reads."""
-
-    def __init__(self, pieces: Iterator[bytearray]) -> None:
-        super().__init__()
-        self._pieces = pieces
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self._left:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._left = memoryview(piece)
-        count = min(len(buffer), len(self._left))
-        buffer[:count] = self._left[:count]
-        self._left = self._left[count:]
-        return count
-
-
 def recover_pack(
     store: ObjectStore,
     identities: Sequence[Identity],
@@ -181,7 +169,7 @@ def recover_pack(
     hashes = {each for many in found.sha256_by_instance.values() for each in many}
     try:
         pieces = decrypt_file(reader, identities)
-        with tarfile.open(fileobj=io.BufferedReader(_Pieces(pieces)), mode="r|") as tar:
+        with tarfile.open(fileobj=io.BufferedReader(PieceStream(pieces)), mode="r|") as tar:
             for member in tar:
                 if member.isreg() and member.name.endswith(".dcm"):
                     _extract(tar, member, target, hashes, outcome)
@@ -203,7 +191,7 @@ def _extract(
     """Write one instance; where its name is taken by another version, under a name of its own."""
     name = member.name
     path = os.path.join(target, name)
-    told = _told_sha256(member)
+    told = told_sha256(member)
     if told and os.path.exists(path) and dataset_sha256(path) != told:
         name = f"{name.removesuffix('.dcm').partition('~')[0]}~{told.hex()[:8]}.dcm"
         path = os.path.join(target, name)
@@ -219,7 +207,7 @@ def _extract(
     outcome.bytes += member.size
 
 
-def _told_sha256(member: tarfile.TarInfo) -> bytes:
+def told_sha256(member: tarfile.TarInfo) -> bytes:
     """Return the digest of the dataset that the member's pax header names, empty for none."""
     try:
         found = msgspec.json.decode(member.pax_headers.get("comment", ""), type=_Comment)
@@ -231,9 +219,19 @@ def _told_sha256(member: tarfile.TarInfo) -> bytes:
 def dataset_sha256(path: str) -> bytes:
     """Return the sha256 of the dataset in a Part 10 file: all that follows the file meta group."""
     with open(path, "rb") as file:
-        prefix = file.read(144)
-        # (0002,0000) comes first: it counts the bytes of the group behind it (PS3.10 7.1).
-        if prefix[128:132] != b"DICM":
-            raise Damaged("recover", path, "not a Part 10 file")
-        file.seek(144 + int.from_bytes(prefix[140:144], "little"))
-        return hashlib.file_digest(file, "sha256").digest()
+        return part10_sha256(file, path)
+
+
+def part10_sha256(file: IO[bytes], name: str) -> bytes:
+    """Return the sha256 of the dataset in a Part 10 stream, read from its beginning to its end."""
+    prefix = file.read(144)
+    # (0002,0000) comes first: it counts the bytes of the group behind it (PS3.10 7.1).
+    if prefix[128:132] != b"DICM":
+        raise Damaged("recover", name, "not a Part 10 file")
+    left = int.from_bytes(prefix[140:144], "little")
+    while left and (skipped := file.read(min(left, READ_BYTES))):
+        left -= len(skipped)
+    digest = hashlib.sha256()
+    while piece := file.read(HASH_BYTES):
+        digest.update(piece)
+    return digest.digest()

@@ -25,7 +25,8 @@ _KEPT = "once-"
 class Request(msgspec.Struct, frozen=True):
     """What is asked: `evict`, `recall`, `reject`, `restore` of a study or an instance.
 
-    Or `repair` of a pack, which somebody found damaged: `reason` says how.
+    Or `repair` of a pack, which somebody found damaged: `reason` says how. `details`: what a kind
+    needs besides, like the result of a `drill`.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Request(msgspec.Struct, frozen=True):
     by: str = ""
     reason: str = ""
     note_uid: str = ""
+    details: dict[str, Any] = {}
     pack_id: str = ""
 
 

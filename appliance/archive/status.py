@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from appliance.archive.damaged import damaged_rows
+from appliance.archive.drill_book import last_drill
 from appliance.archive.forecast import forecast
 from appliance.archive.history import read_history
 from appliance.archive.index_condition import IndexCondition
@@ -135,6 +136,7 @@ def node_status(
         "replicas": list(uplink.replicas) if uplink is not None and alive else [],
         "nodes": node_documents(nodes, applied),
         "following": uplink.following if uplink is not None else [],
+        "last_drill": last_drill(layout),
         "problems": problems,
     }
 

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from appliance.archive.applying import apply_record
 from appliance.archive.bucket_watch import BucketWatch
 from appliance.archive.index_condition import IndexCondition
+from appliance.archive.key_change import KeyChange
 from appliance.archive.layout import Layout, packs_in
 from appliance.archive.ledger import Ledger
 from appliance.archive.problem import Problem
@@ -84,14 +85,16 @@ class Uplink:
         on_fatal: Callable[[StorageFailed], None],
         bucket: BucketWatch | None = None,
         condition: IndexCondition | None = None,
+        keys: KeyChange | None = None,
         salvage: Callable[[str], bool] | None = None,
     ) -> None:
         """Take over; nothing runs before `start`.
 
         `bucket`, `condition`: what is known of bucket and index; without one it is sound.
-        `salvage`: called with a damaged pack that a thread here has in work; tells whether it was
-        taken out of the way.
+        `keys`: what is told of the keys when they change. `salvage`: called with a damaged pack
+        that a thread here has in work; tells whether it was taken out of the way.
         """
+        self._keys = keys
         self._salvage = salvage
         self._bucket = bucket
         self._condition = condition
@@ -193,6 +196,13 @@ class Uplink:
     def busy(self) -> bool:
         """Whether a pack is on its way, to the bucket or into the ledger."""
         return bool(self._in_work)
+
+    @property
+    def may_write(self) -> bool:
+        """Whether the ledger is open, and neither it nor the bucket stands still."""
+        with self._lock:
+            hindered = not self._problems.keys().isdisjoint({"ledger", "cloud"})
+        return self._ledger_ready.is_set() and self._may_send and not hindered
 
     def hurry(self, pack_ids: set[str]) -> None:
         """Put packs into the urgent lane: somebody waits for them to be verified."""
@@ -398,8 +408,11 @@ class Uplink:
                 software=self._software,
                 at=isoformat(self._clock.now()),
             )
-            self._ledger.append([opened])
+            keys = self._keys.record(self._ledger.sequence) if self._keys is not None else None
+            self._ledger.append([opened] if keys is None else [opened, keys])
         self._apply(self._ledger.sequence, [])
+        if self._keys is not None:
+            self._keys.settle()
         self._sweep_spool()
         self._clear("cloud")
         self._ledger_ready.set()

@@ -17,9 +17,7 @@ Invariants:
 import contextlib
 import hashlib
 import os
-import zlib
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -27,6 +25,7 @@ from appliance.archive.facts import instance_facts, list_instances
 from appliance.archive.layout import Layout, pack_key
 from appliance.archive.records import PackRecord
 from appliance.archive.retention import Retention
+from appliance.archive.spooled import Spooled, checksums, fetch_version, read_back_problem
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, to_microseconds
 from appliance.foundation.errors import (
@@ -43,11 +42,9 @@ from appliance.packs.reader import PackReader
 from appliance.packs.sealing import SealedInfo
 from appliance.remote.orphans import abort_orphans
 from appliance.remote.store import (
-    Checksum,
     FileBody,
     Lane,
     Lock,
-    LockMode,
     ObjectInfo,
     ObjectStore,
     UploadProgress,
@@ -62,36 +59,15 @@ from appliance.seal.age import (
 from appliance.seal.age_header import NONCE_BYTES
 from appliance.seal.identity import Identity
 
-_BLOCK_BYTES = 1024 * 1024
-LOCK_REFRESHED_AFTER = timedelta(hours=1)
-
 _log = log.get("upload")
 
 
-class SpoolNote(msgspec.Struct):
-    """What lies beside a spool file: its checksum, and how far its upload has come."""
+class SpoolNote(Spooled, kw_only=True):
+    """What lies beside a pack's spool file."""
 
-    sha256: bytes
-    crc32: int
-    size_bytes: int
     plain_size_bytes: int
     age_header: bytes
     file_key: bytes
-    lock_mode: LockMode | None = None
-    locked_until: datetime | None = None
-    progress: UploadProgress | None = None
-
-    @property
-    def lock(self) -> Lock | None:
-        """The lock that the object is to have."""
-        if self.lock_mode is None or self.locked_until is None:
-            return None
-        return Lock(self.lock_mode, self.locked_until)
-
-    def matches(self, info: ObjectInfo) -> bool:
-        """Tell whether the bucket stores these bytes, by size and a checksum over all of them."""
-        expected = (Checksum.of_sha256(self.sha256), Checksum.of_crc32(self.crc32))
-        return info.size_bytes == self.size_bytes and info.checksum in expected
 
 
 class PackUpload:
@@ -126,12 +102,12 @@ class PackUpload:
         version_id, note = self._put(pack_id, note, lane)
         return self._read_back(pack_id, note, version_id, sealed, facts)
 
-    def abort_orphans(self) -> int:
+    def abort_orphans(self, others: Iterable[str] = ()) -> int:
         """Abort old uploads in parts that no spool note remembers; return how many.
 
-        One that a note remembers is under way still, however slow the line is.
+        One that a note remembers is under way still, however slow the line is; so are `others`.
         """
-        return abort_orphans(self._store, self._remembered_upload_ids())
+        return abort_orphans(self._store, self._remembered_upload_ids().union(others))
 
     def _remembered_upload_ids(self) -> set[str]:
         found = set()
@@ -199,23 +175,19 @@ class PackUpload:
         if note.lock is None or note.progress is not None:
             return note
         fresh = self._retention.lock()
-        if fresh is None or fresh.until - note.lock.until < LOCK_REFRESHED_AFTER:
+        if not note.may_take(fresh):
             return note
-        note.locked_until = fresh.until
+        note.set_lock(fresh)
         self._save(pack_id, note)
         return note
 
     def _describe(self, pack_id: str, head: bytes, lock: Lock | None) -> SpoolNote:
         path = self._layout.spool_path(pack_id)
-        digest, crc = hashlib.sha256(), 0
-        with open(path, "rb", buffering=0) as file:
-            while piece := file.read(_BLOCK_BYTES):
-                digest.update(piece)
-                crc = zlib.crc32(piece, crc)
+        sha256, crc32, size_bytes = checksums(path)
         return SpoolNote(
-            sha256=digest.digest(),
-            crc32=crc,
-            size_bytes=os.path.getsize(path),
+            sha256=sha256,
+            crc32=crc32,
+            size_bytes=size_bytes,
             plain_size_bytes=os.path.getsize(self._layout.sealed_path(pack_id)),
             age_header=head,
             file_key=unwrap_file_key(head[:-NONCE_BYTES], self._identities),
@@ -284,7 +256,7 @@ class PackUpload:
         path = self._layout.spool_path(pack_id)
         fetched = f"{path}.fetched"
         try:
-            self._fetch(info, fetched)
+            fetch_version(self._files, self._store, info, fetched)
             digest = hashlib.sha256()
             try:
                 with open(fetched, "rb") as file:
@@ -303,17 +275,6 @@ class PackUpload:
         self._save(pack_id, note)
         _log.warning("upload_adopted", pack=pack_id)
         return note
-
-    def _fetch(self, info: ObjectInfo, path: str) -> None:
-        fd = self._files.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            for start in range(0, info.size_bytes, 8 * _BLOCK_BYTES):
-                end = min(start + 8 * _BLOCK_BYTES, info.size_bytes)
-                part = self._store.get(info.key, info.version_id, start, end)
-                self._files.pwritev(fd, [part], start)
-            self._files.fdatasync(fd)
-        finally:
-            os.close(fd)
 
     def _read_back(
         self,
@@ -357,17 +318,3 @@ def file_sha256(path: str) -> str:
     """Return a file's sha256 in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_back_problem(info: ObjectInfo, note: SpoolNote) -> str:
-    """Return what the bucket's answer lacks, empty when the pack is verified."""
-    if info.size_bytes != note.size_bytes:
-        return f"{info.size_bytes} bytes instead of {note.size_bytes}"
-    if not note.matches(info):
-        return f"its checksum {info.checksum} is not ours"
-    if note.lock is not None:
-        if info.lock is None or info.lock.mode != note.lock.mode:
-            return "no lock, although one was asked"
-        if info.lock.until < note.lock.until:
-            return "a lock that ends too early"
-    return ""

@@ -14,6 +14,7 @@ def demo(
         str, typer.Option("--data", metavar="DIR", help="Where everything is kept.")
     ] = "demo-data",
     port: Annotated[int, typer.Option("--port", help="The DICOM port.")] = 11112,
+    web_port: Annotated[int, typer.Option("--web-port", help="The port of DICOMweb.")] = 8443,
     once: Annotated[
         bool, typer.Option("--once", help="End when the samples are verified, instead of serving.")
     ] = False,
@@ -26,6 +27,6 @@ def demo(
 
     call = invocation.of(context)
     running = Demo(
-        os.path.abspath(data), port, lambda line: call.output.result({"demo": line}, line)
+        os.path.abspath(data), port, web_port, lambda line: call.output.result({"demo": line}, line)
     )
     raise typer.Exit(running.run(once=once))

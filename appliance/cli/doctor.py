@@ -138,6 +138,7 @@ def _of_data(
         ),
         Check("uplink_status", lambda: _uplink_status(clock, layout)),
         Check("pending", lambda: _pending(config, clock, files, layout)),
+        Check("drill", lambda: _drill(config, clock, layout)),
         Check("set_aside", lambda: check_set_aside(layout.set_aside)),
     ]  # fmt: skip
 
@@ -193,6 +194,18 @@ def _pending(config: "Config", clock: "Clock", files: "FileSystem", layout: "Lay
             config.cache.capacity_bytes,
         ),
     )
+
+
+def _drill(config: "Config", clock: "Clock", layout: "Layout") -> "Findings":
+    from appliance.archive.drill_book import read_notes
+    from appliance.health.drill import LastDrill, check_drill
+
+    notes = read_notes(layout)
+    last = None
+    if notes.last is not None:
+        held = notes.last
+        last = LastDrill(held.at, held.identity, held.instances, held.matched, len(held.findings))
+    return check_drill(clock, config.drill.every_s, notes.since_at, last)
 
 
 def _cloud(config: "Config", *, probe: bool) -> "list[Check]":

@@ -18,12 +18,14 @@ from appliance.cli import (
     config,
     demo,
     doctor,
+    drill,
     exit_codes,
     key,
     replace,
     serve,
     status,
     study,
+    token,
     verify,
 )
 from appliance.cli.invocation import DEFAULT_CONFIG_PATH, Invocation
@@ -44,9 +46,11 @@ app = typer.Typer(
 app.add_typer(config.app, name="config")
 app.add_typer(key.app, name="key")
 app.add_typer(study.app, name="study")
+app.add_typer(token.app, name="token")
 for command in (
-    serve.serve, serve.receive, serve.uplink, demo.demo, status.status, status.drain,
-    doctor.doctor, verify.verify, verify.rebuild_index, verify.recover, replace.replace,
+    serve.serve, serve.receive, serve.uplink, serve.web, demo.demo, status.status, status.drain,
+    doctor.doctor, verify.verify, verify.rebuild_index, verify.recover, drill.drill,
+    replace.replace,
 ):  # fmt: skip
     app.command()(command)
 

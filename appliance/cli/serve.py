@@ -1,4 +1,4 @@
-"""`azekura serve`, `receive`, `uplink`: the daemons."""
+"""`azekura serve`, `receive`, `uplink`, `web`: the daemons."""
 
 import sys
 from typing import Annotated
@@ -58,3 +58,12 @@ def uplink(context: typer.Context, parent: _Parent = 0) -> None:
     call = invocation.of(context)
     _prepare(parent)
     raise typer.Exit(daemon.run(call.config, call.config_path))
+
+
+def web(context: typer.Context, parent: _Parent = 0) -> None:
+    """Run the web daemon: DICOMweb over HTTPS."""
+    from appliance.daemons import web as daemon
+
+    call = invocation.of(context)
+    _prepare(parent)
+    raise typer.Exit(daemon.run(call.config))

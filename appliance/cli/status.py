@@ -54,6 +54,12 @@ def _text(found: dict[str, Any]) -> str:
         f"follows   {it['node']}, at {it['applied_sequence']} of {it['last_sequence']}"
         for it in found["following"]
     ]
+    drill = found["last_drill"]
+    if drill is not None:
+        lines.append(
+            f"drill     {drill['at'][:10]}, {drill['matched']} of {drill['instances']} instances "
+            f"came back, the first after {format_duration(drill['first_instance_s'])}"
+        )
     lines += [f"problem   {each['sentence']}" for each in found["problems"]]
     return "\n".join(lines)
 

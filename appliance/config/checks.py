@@ -54,6 +54,7 @@ def check(config: Config) -> list[Finding]:
         *_windows(config),
         *_keys(config),
         *_standby(config),
+        *_web_certificates(config),
     ]
 
 
@@ -288,3 +289,16 @@ def _standby(config: Config) -> Iterator[Finding]:
         yield Finding(
             accept, "is for node.role 'standby'; an appliance always does", (accept, role)
         )
+
+
+def _web_certificates(config: Config) -> Iterator[Finding]:
+    ca: Place = ("web", "client_ca")
+    owner: dict[str, int] = {}
+    for number, peer in enumerate(config.dicom.peers):
+        place: Place = ("dicom", "peers", number, "web_certificates")
+        if peer.web_certificates and config.web.client_ca is None:
+            yield Finding(place, "needs web.client_ca, which says who signs them", (place, ca))
+        for name in peer.web_certificates:
+            other = owner.setdefault(name, number)
+            if other != number:
+                yield Finding(place, f"peers[{other}] has the certificate '{name}' too", (place,))

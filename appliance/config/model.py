@@ -182,6 +182,11 @@ class Peer(Table):
         description="How long a report waits for the rung before what has not reached it "
         "is reported as failed.",
     )
+    web_certificates: tuple[Text, ...] = Field(
+        (),
+        description="Common names of the client certificates with which the peer calls DICOMweb. "
+        "It may then do there what `allow` says: `find` to search, `get` to retrieve, `store`.",
+    )
     report_nearline_as: Availability = Field(
         "NEARLINE",
         description="The InstanceAvailability that this peer's queries get for an evicted study: "
@@ -423,6 +428,26 @@ class Alarms(Table):
     )
 
 
+class Drill(Table):
+    """The restore drill that the uplink holds by itself: a sample is restored and compared."""
+
+    every_s: Annotated[DurationS, Field(ge=DAY_S, le=YEAR_S)] = Field(
+        30 * DAY_S,
+        alias="every",
+        description="How long after the last drill the next is held. One that is late by more "
+        "than a tenth of this is a problem.",
+    )
+    studies: Annotated[Count, Field(ge=1, le=1000)] = Field(
+        20, description="How many studies a drill restores, old and new ones."
+    )
+    daily_bytes: Annotated[SizeBytes, Field(ge=1 * MIB)] = Field(
+        10 * 1024 * MIB,
+        alias="daily",
+        description="How much a drill that the uplink holds reads from the bucket in a day; it "
+        "goes on the next day.",
+    )
+
+
 class Keys(Table):
     """Who can read the archive, and with what this node signs. No secret is in this file."""
 
@@ -470,11 +495,36 @@ class Standby(Table):
     )
 
 
+class WebTls(Table):
+    """A certificate of the hospital's for the web interface, instead of one that is made here."""
+
+    certificate: Path = Field(description="The PEM file of the certificate and its chain.")
+    key: KeySource = Field(
+        description="The PEM file of the certificate's private key, mode 0600, "
+        "or `credential:NAME`."
+    )
+
+
 class Web(Table):
-    """Where the local web interface listens."""
+    """The web interface and DICOMweb: always HTTPS."""
 
     host: Host = Field("0.0.0.0", description="The address to listen on.")  # noqa: S104
     port: ListenPort = Field(8443, description="The port to listen on; 0 takes any free one.")
+    names: tuple[Host, ...] = Field(
+        (),
+        description="Further names and addresses under which viewers reach the node, for the "
+        "certificate that is made here.",
+    )
+    tls: WebTls | None = Field(
+        None,
+        description="A certificate of the hospital's. Without it the node makes its own authority "
+        "and certificate in `state/web/`.",
+    )
+    client_ca: Path | None = Field(
+        None,
+        description="The PEM file of the authorities that sign certificates of DICOMweb clients. "
+        "Needed where a peer has `web_certificates`.",
+    )
 
 
 class Config(Table):
@@ -486,6 +536,7 @@ class Config(Table):
     packs: Packs = Field(Packs(), description="When packs close.")
     cloud: Cloud = Field(description="The bucket.")
     alarms: Alarms = Field(Alarms(), description="When the backlog is a problem.")
+    drill: Drill = Field(Drill(), description="The restore drill.")
     keys: Keys = Field(Keys(), description="Recipients, identity and signing key.")
     standby: Standby = Field(Standby(), description="How a standby stands in for other nodes.")
     web: Web = Field(Web(), description="The web interface.")

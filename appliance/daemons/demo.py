@@ -69,6 +69,10 @@ retention = "1 d"
 [cloud.throttle]
 rate = "off"                    # try "8 Mbit/s": it takes effect at once
 
+[web]
+host = "127.0.0.1"
+port = {web_port}
+
 [keys]
 identity = "{data}/keys/node.key"
 signing = "{data}/keys/signing.pem"
@@ -79,6 +83,7 @@ _NEXT = """\
 The node is up and {instances} sample instances of {studies} studies are verified in the bucket.
 
   DICOM       AZEKURA at 127.0.0.1 port {port}, any caller
+  DICOMweb    https://127.0.0.1:{web_port}/dicom-web, with a token
   bucket      {endpoint}, bucket {bucket}, Object Lock on
   folder      {data}   (configuration, keys, packs, index, bucket)
 
@@ -95,6 +100,9 @@ Try, in another terminal in the project's folder:
   getscu +B -S -aec AZEKURA 127.0.0.1 {port} -k QueryRetrieveLevel=STUDY \\
       -k StudyInstanceUID={study}    # comes back from the bucket
   azekura drain
+  curl --cacert {data}/node/state/web/ca.pem \\
+      --header "Authorization: Bearer $(azekura token new curl)" \\
+      https://127.0.0.1:{web_port}/dicom-web/studies
   azekura recover --identity {data}/keys/recovery.key --to recovered
 
 Press Ctrl-C to end the demo."""
@@ -103,16 +111,17 @@ Press Ctrl-C to end the demo."""
 class Demo:
     """One run of the demo; used by the main thread."""
 
-    def __init__(self, data_dir: str, port: int, say: Callable[[str], None]) -> None:
+    def __init__(self, data_dir: str, port: int, web_port: int, say: Callable[[str], None]) -> None:
         self._data = data_dir
         self._port = port
+        self._web_port = web_port
         self._say = say
         self._files = FileSystem()
         self._config_path = os.path.join(data_dir, "azekura.toml")
 
     def run(self, *, once: bool) -> int:
         """Run until Ctrl-C, or with `once` until all is verified; return the exit code."""
-        self._check_port()
+        self._check_ports()
         started_s = time.monotonic()
         running = Running()
         running.install()
@@ -142,6 +151,7 @@ class Demo:
                     instances=found["instances"],
                     studies=found["studies"],
                     port=self._port,
+                    web_port=self._web_port,
                     endpoint=store.endpoint_url,
                     bucket=BUCKET,
                     data=self._data,
@@ -155,18 +165,19 @@ class Demo:
                 node.stop()
             store.stop()
 
-    def _check_port(self) -> None:
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                sock.bind(("127.0.0.1", self._port))
-            except OSError as cause:
-                raise UsageError(
-                    "start the demo",
-                    f"port {self._port}",
-                    cause.strerror or "",
-                    "End what listens there, or give another --port",
-                ) from cause
+    def _check_ports(self) -> None:
+        for option, port in (("--port", self._port), ("--web-port", self._web_port)):
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    sock.bind(("127.0.0.1", port))
+                except OSError as cause:
+                    raise UsageError(
+                        "start the demo",
+                        f"port {port}",
+                        cause.strerror or "",
+                        f"End what listens there, or give another {option}",
+                    ) from cause
 
     def _configure(self, endpoint_url: str) -> Config:
         """Write keys and configuration, or take those of an earlier run."""
@@ -185,6 +196,7 @@ class Demo:
             text = _TOML.format(
                 data=self._data,
                 port=self._port,
+                web_port=self._web_port,
                 endpoint=endpoint_url,
                 bucket=BUCKET,
                 recovery=recovery,
@@ -193,17 +205,20 @@ class Demo:
         return load(self._config_path)
 
     def _point_at(self, endpoint_url: str) -> None:
-        """Put the store's port of this run into an earlier run's configuration."""
+        """Put the ports of this run into an earlier run's configuration."""
         with open(self._config_path, encoding="utf-8") as file:
             lines = file.read().splitlines()
-        lines = [
-            f'endpoint_url = "{endpoint_url}"'
-            if line.startswith("endpoint_url")
-            else f"port = {self._port}"
-            if line.startswith("port =") and "11113" not in line
-            else line
-            for line in lines
-        ]
+        ports = {"[dicom]": self._port, "[web]": self._web_port}
+        table = ""
+        for number, line in enumerate(lines):
+            if line.startswith("["):
+                table = line.partition(" ")[0]
+            elif line.startswith("endpoint_url"):
+                lines[number] = f'endpoint_url = "{endpoint_url}"'
+            elif line.startswith("port =") and table in ports:
+                lines[number] = f"port = {ports[table]}"
+        if "[web]" not in lines:
+            lines += ["", "[web]", 'host = "127.0.0.1"', f"port = {self._web_port}"]
         self._files.write_atomic(self._config_path, ("\n".join(lines) + "\n").encode())
 
     def _write_environment(self) -> None:

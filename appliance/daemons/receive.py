@@ -32,10 +32,10 @@ from appliance.dimse.move import move_service
 from appliance.dimse.reporter import Reporter
 from appliance.dimse.storage import storage_service
 from appliance.dimse.tls import client_context
-from appliance.dimse.transcode import Transcoder
 from appliance.dimse.verification import verification_service
 from appliance.foundation import log
 from appliance.foundation.errors import CloudError, UsageError
+from appliance.pixels.transcode import Transcoder
 
 DRAIN_TIMEOUT_S = 20.0
 WRITER = "receive"

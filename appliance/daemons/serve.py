@@ -18,7 +18,7 @@ def run(config: Config, config_path: str) -> int:
             "appliance.cli.main",
             ["--config", config_path, name, "--parent", str(os.getpid())],
         )
-        for name in ("receive", "uplink")
+        for name in ("receive", "uplink", "web")
     ]
     for child in children:
         child.start()

@@ -8,6 +8,7 @@ and uploads nothing: what is left of the uplink follows, evicts and recalls.
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from appliance import __version__
 from appliance.archive.abandoned import recover_abandoned
@@ -29,6 +30,9 @@ from appliance.archive.uplink import Uplink, as_failure
 from appliance.archive.upload import PackUpload
 from appliance.config.load import load
 from appliance.config.model import Config
+from appliance.daemons.checkpointing import TURN_S as CHECKPOINT_S
+from appliance.daemons.checkpointing import Checkpointing
+from appliance.daemons.drilling import Drilling
 from appliance.daemons.mending import Mending
 from appliance.daemons.neighbours import TURN_S, Neighbours
 from appliance.daemons.parts import Parts
@@ -52,9 +56,9 @@ BUCKET_S = 1.0
 INDEX_WAIT_S = 2.0
 EVICT_S = 5.0
 BACKLOG_S = 30.0
+DRILL_S = 60.0
 RECOVER_S = 10.0
 FOLLOW_S = 2.0
-
 ORPHAN_S = 3600.0
 
 _log = log.get("uplink")
@@ -120,10 +124,13 @@ class _Uplink:
             parts.clock, [each.name for each in config.cloud.replicas], replicas,
             config.node.name, self._own_sequence,
         )  # fmt: skip
+        requests = RequestBox(parts.files, parts.layout.requests)
+        self._drilling = Drilling(
+            parts, store, requests, parts.identities(), self._link, self._bucket, self._stop
+        )
         self._control = Control(
-            parts.clock, parts.index, RequestBox(parts.files, parts.layout.requests),
-            self._uplink, self._evictor, recaller, pins, config.node.name,
-            self._mending.repairer.ask,
+            parts.clock, parts.index, requests, self._uplink, self._evictor, recaller, pins,
+            config.node.name, self._drilling.book, self._mending.repairer.ask,
         )  # fmt: skip
         self._neighbours = Neighbours(parts, store, self._uplink, self._signing_key())
         self._evict_problem: Problem | None = None
@@ -155,9 +162,16 @@ class _Uplink:
                 parts.files, parts.clock, parts.layout, parts.index, parts.space(), self._uplink,
                 parts.throttle, self._link, parts.config.alarms, parts.condition,
             )  # fmt: skip
-            self._problem_sources[:0] = [self._uplink.problems, backlog.problems]
+            checkpoints = self._checkpoints
+            self._problem_sources[:0] = [
+                self._uplink.problems, backlog.problems, checkpoints.problems,
+                self._drilling.book.problems,
+            ]  # fmt: skip
+            threads.append(self._loop("drill", DRILL_S, self._drilling.keeper.look))
             threads.append(self._loop("backlog", BACKLOG_S, backlog.look))
             threads.append(self._loop("orphans", ORPHAN_S, self._abort_orphans))
+            turn = partial(checkpoints.turn, self._uplink, self._stop)
+            threads.append(self._loop("checkpoint", CHECKPOINT_S, turn))
         return threads
 
     def _writing(self, store: ObservedStore) -> Uplink:
@@ -168,14 +182,16 @@ class _Uplink:
         self._upload = PackUpload(
             parts.files, parts.clock, store, parts.layout, recipients, identities, retention
         )
+        signing_key = SigningKey.load(config.keys.signing)
         ledger = Ledger(
-            parts.files, parts.clock, store, parts.layout, config.node.name,
-            SigningKey.load(config.keys.signing), recipients, identities, retention,
+            parts.files, parts.clock, store, parts.layout, config.node.name, signing_key,
+            recipients, identities, retention,
         )  # fmt: skip
+        self._checkpoints = Checkpointing(parts, store, signing_key, retention)
         return Uplink(
             parts.files, parts.clock, parts.layout, parts.index, ledger, self._upload,
             f"azekura {__version__}", self._fatal, self._bucket, parts.condition,
-            self._mending.salvage,
+            self._checkpoints.keys, self._mending.salvage,
         )  # fmt: skip
 
     def _signing_key(self) -> SigningKey | None:
@@ -254,7 +270,7 @@ class _Uplink:
         recover_abandoned(self._parts.files, self._parts.layout)
 
     def _abort_orphans(self) -> None:
-        count = self._upload.abort_orphans()
+        count = self._upload.abort_orphans(self._checkpoints.upload_ids())
         if count:
             _log.info("orphan_uploads_aborted", count=count)
 

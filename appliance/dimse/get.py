@@ -10,8 +10,8 @@ from appliance.dimse.commands import C_GET_RQ, Command
 from appliance.dimse.query import RELATIONAL, Retriever, read_retrieve
 from appliance.dimse.service import Service
 from appliance.dimse.suboperations import InstanceSender, Progress, perform
-from appliance.dimse.transcode import Transcoder
 from appliance.foundation import log
+from appliance.pixels.transcode import Transcoder
 
 _log = log.get("dimse")
 

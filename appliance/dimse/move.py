@@ -27,7 +27,6 @@ from appliance.dimse.query import RELATIONAL, Instance, Retriever, read_retrieve
 from appliance.dimse.requestor import request_association
 from appliance.dimse.service import Service
 from appliance.dimse.suboperations import FAILED, InstanceSender, Progress, perform
-from appliance.dimse.transcode import TARGETS, Transcoder
 from appliance.foundation import log
 from appliance.foundation.errors import (
     AssociationLost,
@@ -36,6 +35,7 @@ from appliance.foundation.errors import (
     PeerError,
     PeerRefused,
 )
+from appliance.pixels.transcode import TARGETS, Transcoder
 
 CONTEXTS_MAX = 128
 ATTEMPTS_MAX = 2

@@ -34,9 +34,9 @@ from appliance.dimse.commands import (
 from appliance.dimse.contexts import Context
 from appliance.dimse.query import Instance, Opened, Retriever
 from appliance.dimse.service import error_comment
-from appliance.dimse.transcode import TARGETS, Transcoder
 from appliance.foundation import log
 from appliance.foundation.errors import AssociationLost, AzekuraError, StorageFailed
+from appliance.pixels.transcode import TARGETS, Transcoder
 
 PENDING_INTERVAL_MIN_S = 0.05
 PENDING_INTERVAL_MAX_S = 5.0

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
@@ -149,6 +150,15 @@ class FileSystem:
         except OSError as cause:
             raise_storage_error("unlink", path, cause)
         self.fsync_directory(os.path.dirname(path))
+
+    def remove_tree(self, path: str) -> None:
+        """Remove a folder with all that is in it, if it is there; a power cut may leave some."""
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            return
+        except OSError as cause:
+            raise_storage_error("remove", path, cause)
 
     def make_directory(self, path: str) -> None:
         """Create a directory and its missing parents, durable."""

@@ -14,7 +14,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import msgspec
 import pyrage
@@ -38,6 +38,7 @@ __all__ = [
     "decrypt_file",
     "encrypt_bytes",
     "encrypt_file",
+    "encrypt_stream",
     "head_length",
     "header_length",
     "unwrap_file_key",
@@ -50,6 +51,13 @@ DECRYPT_BATCH_CHUNKS = 16
 HEAD_READ_BYTES = 64 * 1024
 
 Buffer = bytes | bytearray | memoryview
+
+
+class SupportsRead(Protocol):
+    """What bytes can be read from."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to that many bytes; none at the end."""
 
 
 class SealedFile(msgspec.Struct, frozen=True):
@@ -107,26 +115,51 @@ class _SpoolWriter:
         """Nothing is held back."""
 
 
+class _Source:
+    """Where pyrage reads: keeps the error that pyrage would turn into its own."""
+
+    def __init__(self, plain: SupportsRead) -> None:
+        self._plain = plain
+        self.failed: Exception | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._plain.read(size)
+        except Exception as cause:
+            self.failed = cause
+            raise
+
+
 def encrypt_file(
     source: str, target: str, recipients: Sequence[str], files: FileSystem | None = None
 ) -> SealedFile:
-    """Seal the file `source` into `target`, durable when this returns; memory stays bounded.
+    """Seal the file `source` into `target`: see `encrypt_stream`."""
+    with open(source, "rb", buffering=CHUNK_BYTES) as plain:
+        return encrypt_stream(plain, target, recipients, files)
+
+
+def encrypt_stream(
+    plain: SupportsRead, target: str, recipients: Sequence[str], files: FileSystem | None = None
+) -> SealedFile:
+    """Seal what `plain` gives into the file `target`, durable when this returns; memory is bounded.
 
     An existing target is replaced: encryption is not repeatable, so half of one is worth nothing.
-    Raises ConfigurationError, OutOfSpace, StorageFailed; a failed target is left to the caller.
+    Raises ConfigurationError, OutOfSpace, StorageFailed, and what `plain` raises; a failed target
+    is left to the caller.
     """
     files = files or FileSystem()
     keys = _recipients(recipients)
     fd = files.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o640)
     try:
-        writer = _SpoolWriter(files, fd)
-        with open(source, "rb", buffering=CHUNK_BYTES) as plain:
-            try:
-                pyrage.encrypt_io(plain, writer, keys)
-            except pyrage.EncryptError:
-                if writer.failed is not None:
-                    raise writer.failed from None
-                raise
+        source, writer = _Source(plain), _SpoolWriter(files, fd)
+        raised: Exception | None = None
+        try:
+            pyrage.encrypt_io(source, writer, keys)
+        except Exception as cause:  # noqa: BLE001 - it is looked at below
+            raised = cause
+        # pyrage drops the error of a last write below 8 KiB, and makes its own of the others.
+        if (failed := source.failed or writer.failed or raised) is not None:
+            raise failed from None
         files.fdatasync(fd)
         prefix = os.pread(fd, HEAD_READ_BYTES, 0)
     finally:

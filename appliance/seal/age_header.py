@@ -91,7 +91,8 @@ def parse_header(header: bytes) -> AgeHeader:
 def unwrap_file_key(header: bytes, identities: Sequence[Identity]) -> bytes:
     """Return the 16 bytes of file key that one of the identities unwraps; the MAC is checked.
 
-    DecryptionFailed when the header is malformed, none of them fits, or the MAC is wrong.
+    SealedToOthers when none of them fits, DecryptionFailed when the header is malformed or its MAC
+    is wrong.
     """
     parsed = parse_header(header)
     file_key = _file_key(_x25519_stanzas(parsed), identities)

@@ -13,10 +13,13 @@ from typing import NamedTuple
 
 import pytest
 
+from appliance.archive.checkpoint_plan import Plan
+from appliance.archive.checkpoint_write import CheckpointWriter
 from appliance.archive.control import Control
 from appliance.archive.evict import Evictor
 from appliance.archive.indexer import Indexer
 from appliance.archive.ingest import Ingest
+from appliance.archive.key_change import KeyChange
 from appliance.archive.layout import Layout, packs_in
 from appliance.archive.ledger import Ledger
 from appliance.archive.ledger_entry import Entry, open_entry
@@ -197,9 +200,13 @@ class Box:
     def uplink(self) -> Uplink:
         """The uplink, its ledger opened on first use; its threads are not started."""
         if self._uplink is None:
+            signing = SigningKey.load(str(self.folder / "signing.pem")).public_text
+            self.keys = KeyChange(
+                self.files, self.clock, self.layout, self.recipients, signing
+            )  # fmt: skip
             uplink = Uplink(
                 self.files, self.clock, self.layout, self.index, self.ledger(), self.upload(),
-                "test", self.fatal.append,
+                "test", self.fatal.append, keys=self.keys,
             )  # fmt: skip
             uplink._open_ledger()
             self._uplink = uplink
@@ -235,6 +242,18 @@ class Box:
         if uplink._records:
             batch, uplink._records = uplink._records, []
             assert uplink._write_batch(batch)
+
+    def write_checkpoints(self, level_entries: tuple[int, ...]) -> None:
+        """Write the checkpoints that are due, of levels of so many entries."""
+        writer = CheckpointWriter(
+            self.files, self.clock, self.store, self.layout, NODE,
+            SigningKey.load(str(self.folder / "signing.pem")), self.recipients, self.identities,
+            self.retention, Plan(level_entries),
+        )  # fmt: skip
+        sequence = self.uplink.sequence
+        while writer.write_due(sequence, self.keys.since or sequence + 1):
+            pass
+        assert writer.problems() == []
 
     def drain(self) -> None:
         """Bring everything that was received to verified."""

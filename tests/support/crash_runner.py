@@ -12,6 +12,7 @@ the kernel may tear it: between two sectors, never inside one.
 """
 
 import contextlib
+import io
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from appliance.archive.checkpoint import CheckpointName, CheckpointReader
 from appliance.archive.indexer import mark_found
 from appliance.archive.layout import packs_in
 from appliance.archive.recall import clear_abandoned
@@ -32,6 +34,7 @@ from appliance.archive.requests import Request
 from appliance.foundation import log
 from appliance.foundation.files import FileSystem
 from appliance.index.environment import Environment
+from appliance.seal.signing import SigningKey
 from tests.support.archive_box import (
     EXPLICIT,
     SENDER,
@@ -46,6 +49,7 @@ from tests.support.manual_clock import ManualClock
 from tests.support.pack_samples import CT_STORAGE, SECTOR_BYTES, survivors
 
 STEPS_MAX = 2000
+CHECKPOINTS = (2,)  # entries a range
 SAMPLES = [sample(number % 2, number) for number in range(5)] + [sample(2, 9, 30_000)]
 PROMISE, RESULT = "promise", "result"
 
@@ -257,6 +261,7 @@ def scenario(box: Box, promise: Callable[[Sample], None]) -> None:
     box.indexer().catch_up()
     box.upload_all()
     box.write_ledger()
+    box.write_checkpoints(CHECKPOINTS)
     first = box.pack_ids()[0]
     box.evictor.evict_pack(first)
     box.recaller.recall(first, box.pack(first).cloud)
@@ -289,6 +294,8 @@ def check(box: Box, promised: set[str]) -> list[str]:
     box.drain()
     promised = set(expected)
     look("after all was sent again")
+    box.write_checkpoints(CHECKPOINTS)
+    wrong += _checkpoints_wrong(box)
     named = packs_named(box.store, box.recovery)
     if len(named) != len(set(named)):
         wrong.append(f"a pack is twice in the ledger: {named}")
@@ -310,8 +317,23 @@ def check(box: Box, promised: set[str]) -> list[str]:
     return wrong
 
 
+def _checkpoints_wrong(box: Box) -> list[str]:
+    """Return what is wrong with the checkpoints: there is one of every full range, and it holds."""
+    versions = list(box.store.versions("checkpoints/"))
+    names = [CheckpointName.parse(each.key) for each in versions]
+    wrong = [f"a checkpoint twice: {names}"] if len(names) != len(set(names)) else []
+    if sum(each.range.level == 1 for each in names) != box.uplink.sequence // CHECKPOINTS[0]:
+        wrong.append(f"other checkpoints than of {box.uplink.sequence} entries: {names}")
+    signing_key = SigningKey.load(str(box.folder / "signing.pem"))
+    for name, version in zip(names, versions, strict=True):
+        sealed = io.BytesIO(box.store.get(version.key, version.version_id))
+        CheckpointReader(sealed, box.recovery, name, {signing_key.public_text}).prove()
+    return wrong
+
+
 def _left_over(box: Box) -> list[str]:
     left = [os.path.join("spool", name) for name in os.listdir(box.layout.spool)]
+    left += [os.path.join("checkpoints", name) for name in os.listdir(box.layout.checkpoints)]
     left += [os.path.join("recalled", name) for name in os.listdir(box.layout.recalled)]
     left += [f"request {each}" for each, _ in box.requests.pending()]
     for writer in box.layout.writers():

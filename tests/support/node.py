@@ -68,6 +68,10 @@ retention = "1 d"
 [cloud.throttle]
 rate = "{rate}"
 
+[web]
+host = "127.0.0.1"
+port = {web_port}
+{web}
 [keys]
 identity = "{folder}/node.key"
 {keys}
@@ -98,6 +102,7 @@ class Node:
         self.config_path = folder / "azekura.toml"
         self.port = free_port()
         self.peer_port = free_port()
+        self.web_port = free_port()
         self.server = server
         self.bucket = bucket
         self.prefix = prefix
@@ -108,6 +113,7 @@ class Node:
             "max_age": "5 s",
             "target_size": "64 MiB", "rate": "off", "endpoint": server.endpoint_url, "peers": "",
             "role": "appliance", "recipients": (), "signers": {}, "writes": True, "tables": "",
+            "web": "",
         } | options  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("node.key", "recovery.key"):
@@ -120,7 +126,8 @@ class Node:
         self._options |= options
         text = _TOML.format(
             folder=self.folder, data=self.data, port=self.port, peer_port=self.peer_port,
-            bucket=self.bucket, prefix=self.prefix, keys=self._keys(), **self._options,
+            web_port=self.web_port, bucket=self.bucket, prefix=self.prefix, keys=self._keys(),
+            **self._options,
         )  # fmt: skip
         temporary = self.config_path.with_suffix(".new")
         temporary.write_text(text)
@@ -169,25 +176,26 @@ class Node:
     # --- life
 
     def start(self, *daemons: str) -> "Node":
-        """Start daemons (both by default) and return when the receiver accepts."""
+        """Start daemons (receive and uplink by default); return when those that listen accept."""
         for daemon in daemons or ("receive", "uplink"):
             log = open(self.folder / f"{daemon}.log", "ab")  # noqa: SIM115 - the process keeps it
             self.processes[daemon] = subprocess.Popen(
                 self._command(daemon), env=self.environment(), stdout=log, stderr=log
             )
             log.close()
-        if "receive" in self.processes:
-            self._wait_for_port()
+        for daemon, port in (("receive", self.port), ("web", self.web_port)):
+            if daemon in self.processes:
+                self._wait_for_port(daemon, port)
         return self
 
-    def _wait_for_port(self) -> None:
+    def _wait_for_port(self, daemon: str, port: int) -> None:
         end_s = time.monotonic() + READY_S
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), 1.0).close()
+                socket.create_connection(("127.0.0.1", port), 1.0).close()
             except OSError:
-                assert self.processes["receive"].poll() is None, self.log("receive")
-                assert time.monotonic() < end_s, self.log("receive")
+                assert self.processes[daemon].poll() is None, self.log(daemon)
+                assert time.monotonic() < end_s, self.log(daemon)
                 time.sleep(0.05)
             else:
                 return

@@ -30,10 +30,10 @@ from appliance.dimse.limits import Limits
 from appliance.dimse.move import move_service
 from appliance.dimse.reporter import Reporter
 from appliance.dimse.storage import storage_service
-from appliance.dimse.transcode import Transcoder
 from appliance.dimse.verification import verification_service
 from appliance.foundation.clock import SystemClock
 from appliance.foundation.files import FileSystem
+from appliance.pixels.transcode import Transcoder
 from tests.support.dimse import ALL, encode, make_config, peer
 from tests.support.memory_archive import MemoryArchive
 

@@ -36,6 +36,7 @@ ae_title = "TLSCT"
 addresses = ["127.0.0.0/8"]
 allow = ["echo", "store"]
 tls = true
+web_certificates = ["ct-scanner"]
 
 [[dicom.peers]]
 ae_title = "TLSDEST"
@@ -69,6 +70,10 @@ class SharedNode:
         self.stranger_tls: DicomTls = other.issue("stranger", ca=authority.ca)
         self.node: Node
 
+    def web(self) -> str:
+        """Return what the table [web] has besides host and port."""
+        return f'client_ca = "{self._own_tls.ca}"\n'
+
     def peers(self) -> str:
         """Return the configuration of the peers and of TLS."""
         listed = [
@@ -85,6 +90,8 @@ class SharedNode:
 def shared_node(folder: Path, server: EmbeddedS3, bucket: str) -> Iterator[SharedNode]:
     """Run the node."""
     shared = SharedNode(folder)
-    with running_node(folder / "node", server, bucket, peers=shared.peers()) as node:
+    daemons = ("receive", "uplink", "web")
+    options = {"peers": shared.peers(), "web": shared.web()}
+    with running_node(folder / "node", server, bucket, *daemons, **options) as node:
         shared.node = node
         yield shared

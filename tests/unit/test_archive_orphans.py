@@ -16,7 +16,10 @@ def test_an_upload_that_a_spool_note_remembers_is_not_aborted(box: Box) -> None:
         OrphanUpload("packs/ours", "ours", begun),
         OrphanUpload("packs/gone", "gone", begun),
     ]
-    note = SpoolNote(b"", 0, 0, 0, b"", b"", progress=UploadProgress("ours", 5 * 2**20))
+    note = SpoolNote(
+        sha256=b"", crc32=0, size_bytes=0, plain_size_bytes=0, age_header=b"", file_key=b"",
+        progress=UploadProgress("ours", 5 * 2**20),
+    )  # fmt: skip
     spool = box.layout.spool_path("pack").removesuffix(".tar.age")
     box.files.write_atomic(f"{spool}.json", msgspec.json.encode(note))
     box.files.write_atomic(f"{spool}-torn.json", b"{")

@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from appliance.config.load import loads
 from appliance.config.model import Config, DicomTls, Keys
-from appliance.foundation.clock import to_microseconds
+from appliance.foundation.clock import isoformat, to_microseconds
 from appliance.foundation.errors import PeerRefused, PeerUnavailable
 from appliance.foundation.files import FileLock, FileSystem
 from appliance.health.certificate import check_certificate
@@ -24,6 +24,7 @@ from appliance.health.daemon_alive import check_daemon, is_held
 from appliance.health.data_directory import check_data_directory
 from appliance.health.dicom_port import check_dicom_port
 from appliance.health.disk_space import DiskSpace, check_disk_space
+from appliance.health.drill import LastDrill, check_drill
 from appliance.health.flush_time import check_flush_time
 from appliance.health.index import check_index
 from appliance.health.keys import check_keys
@@ -370,3 +371,29 @@ def test_a_certificate_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     tls = tls_files(tmp_path, first_day=-10, last_day=300)
     os.unlink(tls.ca)
     assert severities(check_certificate(ManualClock(), tls)) == [Severity.ERROR]
+
+
+@pytest.mark.parametrize(
+    ("days", "last", "severity"),
+    [
+        (1, None, Severity.OK),
+        (40, None, Severity.WARNING),
+        (1, LastDrill(isoformat(START_AT), "node age1x", 50, 50, 0), Severity.OK),
+        (40, LastDrill(isoformat(START_AT), "node age1x", 50, 50, 0), Severity.WARNING),
+        (1, LastDrill(isoformat(START_AT), "node age1x", 50, 50, 1), Severity.ERROR),
+        (1, LastDrill(isoformat(START_AT), "node age1x", 50, 49, 0), Severity.ERROR),
+    ],
+)
+def test_a_drill_is_clean_and_not_long_ago(
+    days: int, last: LastDrill | None, severity: Severity
+) -> None:
+    clock = ManualClock()
+    clock.advance(days * 86400.0)
+    (finding,) = check_drill(clock, 30 * 86400.0, isoformat(START_AT), last)
+    assert finding.severity is severity
+    assert finding.fix == (None if severity is Severity.OK else "azekura drill")
+
+
+def test_a_new_node_owes_no_drill() -> None:
+    (finding,) = check_drill(ManualClock(), 86400.0, "", None)
+    assert finding.severity is Severity.OK

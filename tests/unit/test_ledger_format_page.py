@@ -12,6 +12,13 @@ from pathlib import Path
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from appliance.archive.checkpoint import (
+    CheckpointName,
+    Range,
+    checkpoint_lines,
+    compressed,
+    keys_digest,
+)
 from appliance.archive.ledger_entry import (
     FIRST_PREVIOUS,
     Entry,
@@ -19,6 +26,7 @@ from appliance.archive.ledger_entry import (
     check_link,
     entry_name,
     open_entry,
+    open_lines,
     seal_entry,
 )
 from appliance.archive.records import (
@@ -31,6 +39,7 @@ from appliance.archive.records import (
     PackRecord,
     Retained,
 )
+from appliance.seal.age import encrypt_stream
 from appliance.seal.identity import Identity
 from appliance.seal.signing import SigningKey
 
@@ -161,6 +170,64 @@ def test_the_example_is_a_sound_chain() -> None:
         opened = open_entry(seal_entry(entry, [IDENTITY.recipient]), [IDENTITY])
         assert opened == entry
         check_link(opened, "site-a", sequence, previous, signers)
+
+
+def example_checkpoint() -> tuple[CheckpointName, list[bytes]]:
+    """Return name and lines of the checkpoint of both entries."""
+    keys = keys_digest([IDENTITY.recipient], SIGNING_KEY.public_text)
+    name = CheckpointName("site-a", Range(0, 1, 2), keys)
+    entries = [
+        open_lines(seal_entry(each, [IDENTITY.recipient]), [IDENTITY]) for each in example_entries()
+    ]
+    lines = checkpoint_lines(
+        "site-a", name.range, FIRST_PREVIOUS, "2024-11-23T22:20:00.000000Z", iter(entries),
+        SIGNING_KEY,
+    )  # fmt: skip
+    return name, list(lines)
+
+
+def test_the_page_shows_the_checkpoint_byte_for_byte(tmp_path: Path) -> None:
+    """Its name, the lines that are its own, and as the rest the entries' lines."""
+    page = PAGE.read_text()
+    name, lines = example_checkpoint()
+    assert f"`{name.key}`" in page
+    first, second = (
+        plain_of(each, tmp_path).encode().splitlines(keepends=True) for each in example_entries()
+    )
+    assert lines[1:5] == [first[0], first[2], second[0], second[2]]
+    for own in (lines[:1], lines[5:]):
+        assert f"```\n{b''.join(own).decode()}```" in page
+
+
+def test_a_checkpoint_is_checked_as_the_page_says(tmp_path: Path) -> None:
+    """By age, gzip, sha256sum, the script above and openssl; a change is seen by each of both."""
+    page = PAGE.read_text()
+    name, lines = example_checkpoint()
+    (tmp_path / "recovery.key").write_text(IDENTITY.secret_text() + "\n")
+    (tmp_path / "signature.py").write_text(script_of(page, "python", "public.pem"))
+    check = (
+        script_of(page, "console", "tail -n 2")
+        .replace("$ ", "")
+        .replace("CHECKPOINT", os.path.basename(name.key))
+    )
+    verify = script_of(page, "console", "openssl").strip().removeprefix("$ ")
+
+    def run(changed: list[bytes]) -> str:
+        target = tmp_path / os.path.basename(name.key)
+        encrypt_stream(compressed(iter(changed)), str(target), [IDENTITY.recipient])
+        done = subprocess.run(
+            f"{check}\n{verify}", shell=True, cwd=tmp_path, capture_output=True, text=True,
+            check=False, timeout=30,
+        )  # fmt: skip
+        return done.stdout + done.stderr
+
+    digest = hashlib.sha256(b"".join(lines[:-2])).hexdigest()
+    good = run(lines)
+    assert good.count(digest) == 2
+    assert "Signature Verified Successfully" in good
+    assert run([each.replace(b"4711", b"4712") for each in lines]).count(digest) == 1
+    other = [*lines[:-2], lines[-2].replace(digest.encode(), b"0" * 64), lines[-1]]
+    assert "Signature Verified Successfully" not in run(other)
 
 
 def script_of(page: str, language: str, word: str) -> str:

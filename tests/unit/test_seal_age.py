@@ -24,6 +24,7 @@ from appliance.seal.age import (
     decrypt_file,
     encrypt_bytes,
     encrypt_file,
+    encrypt_stream,
     head_length,
     header_length,
     unwrap_file_key,
@@ -115,6 +116,44 @@ def test_encrypt_file_tells_a_full_disk_from_a_broken_one(tmp_path, identity, fa
         files = samples.FailingFiles(at, fail)
         with pytest.raises(error):
             encrypt_file(str(tmp_path / "a"), str(tmp_path / "b"), [identity.recipient], files)
+
+
+class _OnceFull(FileSystem):
+    """A disk that is full at one write only: somebody made room right behind it."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self.count = 0
+
+    def pwritev(self, fd, buffers, offset):
+        self.count += 1
+        if self.count == self._at:
+            raise samples.full_disk("write")
+        return super().pwritev(fd, buffers, offset)
+
+
+@pytest.mark.parametrize("size", [10, 200_000, 300_000])
+def test_no_write_that_failed_is_passed_over(tmp_path, identity, size):
+    """The last one too, whose error the library drops if it is small: else a cut object is sent."""
+    (tmp_path / "a").write_bytes(b"x" * size)
+    counting = _OnceFull(0)
+    encrypt_file(str(tmp_path / "a"), str(tmp_path / "b"), [identity.recipient], counting)
+    for at in range(1, counting.count + 1):
+        with pytest.raises(OutOfSpace):
+            encrypt_file(
+                str(tmp_path / "a"), str(tmp_path / "b"), [identity.recipient], _OnceFull(at)
+            )
+
+
+def test_a_source_that_fails_is_no_short_file(tmp_path, identity):
+    """Its own error comes out, not the library's."""
+
+    class Source:
+        def read(self, _size=-1):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError):
+        encrypt_stream(Source(), str(tmp_path / "b"), [identity.recipient])
 
 
 def test_sealing_and_opening_a_large_file_take_little_memory(tmp_path: Path, identity: Identity):

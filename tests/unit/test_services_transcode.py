@@ -23,9 +23,9 @@ from appliance.dicom.uid import (
     IMPLICIT_VR_LITTLE_ENDIAN,
 )
 from appliance.dimse import transcode
-from appliance.dimse.reencode import reencode
-from appliance.dimse.transcode import Transcoder
 from appliance.foundation.errors import DatasetNotUnderstood, LimitExceeded
+from appliance.pixels.reencode import reencode
+from appliance.pixels.transcode import Transcoder
 from tests.support.services import raw_test_file, wait_for
 
 COMPRESSED = [
@@ -246,7 +246,7 @@ def test_transcoding_worker_ends_with_its_parent(transcoder):
 
 PROBE = """
 import json, os, resource, socket, sys
-from appliance.dimse import confinement
+from appliance.pixels import confinement
 network = confinement.drop_network_and_privileges()
 confinement.limit_resources()
 files = confinement.close_file_system()
@@ -297,7 +297,7 @@ def test_transcoding_worker_says_what_it_gave_up(transcoder):
 def test_transcoding_worker_that_gets_no_job_ends_by_itself():
     """An idle worker gives its memory back; no parent needs to tell it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    program = "from appliance.dimse.transcode_worker import main; raise SystemExit(main(0.1))"
+    program = "from appliance.pixels.transcode_worker import main; raise SystemExit(main(0.1))"
     with ours, theirs:
         process = subprocess.Popen(
             [sys.executable, "-c", program], stdin=theirs.fileno(), env=transcode._environment()

@@ -1,4 +1,4 @@
-"""The confined process that decodes pixels: `python -m appliance.dimse.transcode_worker`.
+"""The confined process that decodes pixels: `python -m appliance.pixels.transcode_worker`.
 
 Owns nothing but the instance it is given. Its standard input is a SOCK_SEQPACKET socket; each
 message is a Job with a memfd that holds the dataset, each answer an Answer with a memfd of the
@@ -11,8 +11,8 @@ import socket
 import sys
 from collections.abc import Callable
 
-from appliance.dimse import confinement
-from appliance.dimse.transcode_messages import (
+from appliance.pixels import confinement
+from appliance.pixels.transcode_messages import (
     IDLE_EXIT_S,
     IDLE_MAX_S,
     MESSAGE_MAX_BYTES,
@@ -63,7 +63,7 @@ def _load() -> Reencode:
     import pydicom.config  # noqa: PLC0415
     from pydicom.charset import python_encoding  # noqa: PLC0415
 
-    from appliance.dimse.reencode import reencode  # noqa: PLC0415
+    from appliance.pixels.reencode import reencode  # noqa: PLC0415
 
     for codec in {*python_encoding.values(), "utf-8", "ascii", "latin-1"}:
         "".encode(codec)

@@ -10,7 +10,7 @@ import gdcm
 from pydicom.uid import JPEGExtended12Bit
 
 DECODER_DEPENDENCIES = {JPEGExtended12Bit: ("python-gdcm>=3.0.10",)}
-PLUGIN = ("azekura-12bit", ("appliance.dimse.jpeg_extended", "decode_frame"))
+PLUGIN = ("azekura-12bit", ("appliance.pixels.jpeg_extended", "decode_frame"))
 
 
 def is_available(transfer_syntax_uid: str) -> bool:

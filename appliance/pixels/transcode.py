@@ -20,7 +20,9 @@ import msgspec
 
 from appliance.archive.extent import Dataset
 from appliance.dicom.uid import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
-from appliance.dimse.transcode_messages import (
+from appliance.foundation import log
+from appliance.foundation.errors import Busy, DatasetNotUnderstood, LimitExceeded
+from appliance.pixels.transcode_messages import (
     DATASET_MAX_BYTES,
     IDLE_MAX_S,
     MESSAGE_MAX_BYTES,
@@ -30,8 +32,6 @@ from appliance.dimse.transcode_messages import (
     decode_answer,
     encode,
 )
-from appliance.foundation import log
-from appliance.foundation.errors import Busy, DatasetNotUnderstood, LimitExceeded
 
 INSTANCE_MAX_S = 60.0
 START_MAX_S = 30.0
@@ -60,7 +60,7 @@ class _Worker:
         self.idle_since_monotonic_s = time.monotonic()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "appliance.dimse.transcode_worker"],
+                [sys.executable, "-m", "appliance.pixels.transcode_worker"],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -27,8 +27,8 @@ from appliance.dicom.uid import (
     is_implicit,
     is_uncompressed,
 )
-from appliance.dimse.jpeg_extended import PLUGIN
 from appliance.foundation.errors import DatasetNotUnderstood
+from appliance.pixels.jpeg_extended import PLUGIN
 
 DEPTH_MAX = 32
 _PIXEL_DATA = 0x7FE00010

@@ -1,0 +1,228 @@
+"""Checkpoints of a node's ledger, out of the bucket: found, fetched, proved, kept.
+
+Owns `ledger/<node>/checkpoints/`: copies, byte for byte, of what was proved. They stand in for the
+copies of single entries that were never fetched. Applies nothing.
+
+Invariants:
+- A checkpoint is kept and given out only when all of it was proved: that node's signature, its
+  hashes, and that it goes on from where the reader is. Of a key the oldest version counts.
+- What is wrong with one is told as a finding, and the next best is tried; without any the reader
+  goes on with single entries.
+- One sealed to others is no finding: that is how it looks to a standby that came later.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Container, Iterator, Sequence
+
+from appliance.archive.checkpoint import (
+    LEVEL_ENTRIES,
+    CheckpointEntry,
+    CheckpointName,
+    CheckpointReader,
+    prefix,
+)
+from appliance.archive.layout import Layout
+from appliance.archive.recover import oldest_versions
+from appliance.archive.spooled import fetch_version
+from appliance.foundation import log
+from appliance.foundation.errors import (
+    Damaged,
+    DecryptionFailed,
+    SealedToOthers,
+    UnsupportedFormat,
+)
+from appliance.foundation.files import FileSystem
+from appliance.remote.store import Lane, ObjectStore, VersionInfo
+from appliance.seal.age import HEAD_READ_BYTES
+from appliance.seal.age_header import header_length, unwrap_file_key
+from appliance.seal.identity import Identity
+
+Finding = Callable[[int, str], None]
+"""Called with the first sequence that a checkpoint concerns, and what is wrong with it."""
+
+PART = ".part"
+_WRONG = (Damaged, DecryptionFailed, UnsupportedFormat)
+
+_log = log.get("checkpoint")
+
+
+def kept_directory(layout: Layout, node: str) -> str:
+    """Return where the checkpoints of a node are kept."""
+    return os.path.join(layout.ledger, node, "checkpoints")
+
+
+class KeptCheckpoint:
+    """A copy on this disk."""
+
+    def __init__(self, path: str, name: CheckpointName, identities: Sequence[Identity]) -> None:
+        self.name = name
+        self.path = path
+        self._identities = identities
+
+    def entries(self, signers: Container[str], after: int = 0) -> Iterator[CheckpointEntry]:
+        """Yield the entries behind a sequence; Damaged, DecryptionFailed when the disk spoilt it.
+
+        Each was right when it is given out, whatever comes behind it.
+        """
+        with open(self.path, "rb") as file:
+            reader = CheckpointReader(file, self._identities, self.name, signers)
+            for entry in reader.entries():
+                if entry.header.sequence > after:
+                    yield entry
+
+    def prove(self, signers: Container[str], sequence: int, head: str) -> None:
+        """Read all of it; Damaged unless it goes on from the entry that a reader has last."""
+        with open(self.path, "rb") as file:
+            reader = CheckpointReader(file, self._identities, self.name, signers)
+            here = None
+            for entry in reader.entries():
+                if entry.header.sequence == sequence:
+                    here = entry.header_sha256
+        assert reader.proof is not None
+        if self.name.range.first == sequence + 1:
+            here = reader.proof.previous
+        if here != head:
+            raise Damaged(
+                "read a checkpoint", self.name.key, f"it contradicts the chain at {sequence}"
+            )
+
+
+def kept_checkpoints(
+    layout: Layout, node: str, identities: Sequence[Identity], sequence: int
+) -> list[KeptCheckpoint]:
+    """Return the copies here that hold an entry, those that reach furthest first."""
+    directory = kept_directory(layout, node)
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for file_name in os.listdir(directory):
+            name = CheckpointName.parse_file_name(node, file_name)
+            if name is not None and name.range.first <= sequence <= name.range.last:
+                path = os.path.join(directory, file_name)
+                found.append(KeptCheckpoint(path, name, identities))
+    return sorted(found, key=lambda each: (-each.name.range.last, each.name))
+
+
+class CheckpointSource:
+    """The bucket's checkpoints. Used by one thread."""
+
+    def __init__(
+        self,
+        files: FileSystem,
+        store: ObjectStore,
+        layout: Layout,
+        identities: Sequence[Identity],
+    ) -> None:
+        self._files = files
+        self._store = store
+        self._layout = layout
+        self._identities = identities
+
+    def look(self, node: str) -> "Offered":
+        """Return what the bucket has of a node's: a listing of each level. CloudError."""
+        self._clear_parts(node)
+        found: dict[CheckpointName, VersionInfo] = {}
+        for level in range(len(LEVEL_ENTRIES) + 1):
+            for version in oldest_versions(self._store, prefix(level, node)):
+                name = CheckpointName.parse(version.key)
+                if name is not None:
+                    found[name] = version
+        return Offered(
+            self._files, self._store, kept_directory(self._layout, node), self._identities, found
+        )  # fmt: skip
+
+    def _clear_parts(self, node: str) -> None:
+        directory = kept_directory(self._layout, node)
+        if os.path.isdir(directory):
+            for name in os.listdir(directory):
+                if name.endswith(PART):
+                    self._files.unlink(os.path.join(directory, name))
+
+
+class Offered:
+    """The checkpoints of one node, as one look showed them."""
+
+    def __init__(
+        self,
+        files: FileSystem,
+        store: ObjectStore,
+        directory: str,
+        identities: Sequence[Identity],
+        found: dict[CheckpointName, VersionInfo],
+    ) -> None:
+        self._files = files
+        self._store = store
+        self._directory = directory
+        self._identities = identities
+        self._found = found
+        self._opened: set[str] = set()
+
+    @property
+    def last(self) -> int:
+        """The last entry that any of them holds, 0 for none."""
+        return max((name.range.last for name in self._found), default=0)
+
+    def next(
+        self, signers: Container[str], sequence: int, head: str, on_finding: Finding
+    ) -> KeptCheckpoint | None:
+        """Return a proved checkpoint that goes on behind an entry; None when there is none.
+
+        `sequence`, `head`: the last entry that the reader has, and its header's hash. The one that
+        reaches furthest is taken. Raises CloudError, OutOfSpace, StorageFailed.
+        """
+        following = [
+            name for name in self._found if name.range.first <= sequence + 1 <= name.range.last
+        ]
+        following.sort(key=self._order)
+        for name in following:
+            path = os.path.join(self._directory, name.file_name)
+            here = path if os.path.exists(path) else self._fetch(name, f"{path}{PART}", on_finding)
+            if here is None:
+                continue
+            try:
+                KeptCheckpoint(here, name, self._identities).prove(signers, sequence, head)
+            except _WRONG as error:
+                self._files.unlink(here)
+                self._tell(name, str(error), on_finding)
+                continue
+            if here != path:
+                self._files.rename(here, path)
+            return KeptCheckpoint(path, name, self._identities)
+        return None
+
+    def _order(self, name: CheckpointName) -> tuple[int, bool, float]:
+        at_s = self._found[name].last_modified_at.timestamp()
+        return -name.range.last, name.keys not in self._opened, -at_s
+
+    def _fetch(self, name: CheckpointName, part: str, on_finding: Finding) -> str | None:
+        """Fetch a checkpoint that is for us into a file; return its path, None when it is not."""
+        version = self._found[name]
+        try:
+            self._open_head(version)
+        except SealedToOthers as error:
+            if name.keys in self._opened:
+                self._tell(name, str(error), on_finding)
+            return None
+        except DecryptionFailed as error:
+            self._tell(name, str(error), on_finding)
+            return None
+        self._opened.add(name.keys)
+        self._files.make_directory(self._directory)
+        fetch_version(self._files, self._store, version, part, Lane.NEW)
+        return part
+
+    def _open_head(self, version: VersionInfo) -> None:
+        """Raise unless one of our identities opens it: its first bytes tell."""
+        end = min(version.size_bytes, HEAD_READ_BYTES)
+        if end == 0:
+            raise DecryptionFailed("open sealed object", version.key, "it is empty")
+        start = self._store.get(version.key, version.version_id, 0, end)
+        unwrap_file_key(start[: header_length(start)], self._identities)
+
+    def _tell(self, name: CheckpointName, what: str, on_finding: Finding) -> None:
+        _log.warning(
+            "checkpoint_not_taken", node=name.node, level=name.range.level, first=name.range.first,
+            last=name.range.last,
+        )  # fmt: skip
+        on_finding(name.range.first, f"checkpoint {name.range.text}: {what}")
+        self._found.pop(name, None)

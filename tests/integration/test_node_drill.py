@@ -1,0 +1,45 @@
+"""`azekura drill` on a real node: everything comes back, the ledger has it, status says so."""
+
+from appliance.archive.records import Drilled
+from appliance.seal.identity import load_identity
+from tests.support.archive_box import sample
+from tests.support.bucket_look import ledger_of
+from tests.support.node import Node, node  # noqa: F401
+from tests.support.recording_sender import associate, store
+
+STUDIES = 3
+INSTANCES = 4
+
+
+def test_a_drill_restores_and_is_written_down(node: Node) -> None:
+    """With the recovery identity and with the node's own."""
+    node.start()
+    samples = [
+        sample(study, number, 20_000)
+        for study in range(1, STUDIES + 1)
+        for number in range(INSTANCES)
+    ]
+    association = associate(node.port)
+    assert {store(association, each) for each in samples} == {0}
+    association.release()
+    node.drain()
+    held = node.json("drill", "--identity", str(node.recovery_key))
+    recovery = load_identity(str(node.recovery_key))[0].recipient
+    assert held["identity"] == f"recovery {recovery}"
+    assert held["findings"] == []
+    assert held["instances"] == held["matched"] == STUDIES * INSTANCES
+    assert [each["answers"] for each in held["studies"]] == [1 + 1 + INSTANCES] * STUDIES
+    assert 0 < held["first_instance_s"] <= held["took_s"]
+    assert held["in_ledger"]
+    said = node.azekura("drill", "--studies", "1")
+    assert "it proves the bucket, not the sheet in the safe" in said
+    status = node.status()
+    assert status["last_drill"]["identity"].startswith("node age1")
+    assert status["problems"] == []
+    drills = [
+        record
+        for entry in ledger_of(node)
+        for record in entry.records
+        if isinstance(record, Drilled)
+    ]
+    assert [each.identity.partition(" ")[0] for each in drills] == ["recovery", "node"]
