@@ -14,6 +14,7 @@ Invariants:
 import contextlib
 import os
 from collections.abc import Callable, Container, Iterator, Sequence
+from typing import NamedTuple
 
 from appliance.archive.checkpoint import (
     LEVEL_ENTRIES,
@@ -38,8 +39,8 @@ from appliance.seal.age import HEAD_READ_BYTES
 from appliance.seal.age_header import header_length, unwrap_file_key
 from appliance.seal.identity import Identity
 
-Finding = Callable[[int, str], None]
-"""Called with the first sequence that a checkpoint concerns, and what is wrong with it."""
+Finding = Callable[[int, int, str], None]
+"""Called with first and last sequence of a checkpoint, and what is wrong with it."""
 
 PART = ".part"
 _WRONG = (Damaged, DecryptionFailed, UnsupportedFormat)
@@ -50,6 +51,16 @@ _log = log.get("checkpoint")
 def kept_directory(layout: Layout, node: str) -> str:
     """Return where the checkpoints of a node are kept."""
     return os.path.join(layout.ledger, node, "checkpoints")
+
+
+class Known(NamedTuple):
+    """The last entry that a reader has: 0 for none; its header's hash, "" where not known."""
+
+    sequence: int
+    header_sha256: str
+
+
+ANY = Known(0, "")
 
 
 class KeptCheckpoint:
@@ -71,36 +82,50 @@ class KeptCheckpoint:
                 if entry.header.sequence > after:
                     yield entry
 
-    def prove(self, signers: Container[str], sequence: int, head: str) -> None:
-        """Read all of it; Damaged unless it goes on from the entry that a reader has last."""
+    def prove(self, signers: Container[str], known: "Known") -> None:
+        """Read all of it; Damaged unless it agrees with the entry that a reader has last."""
         with open(self.path, "rb") as file:
             reader = CheckpointReader(file, self._identities, self.name, signers)
             here = None
             for entry in reader.entries():
-                if entry.header.sequence == sequence:
+                if entry.header.sequence == known.sequence:
                     here = entry.header_sha256
         assert reader.proof is not None
-        if self.name.range.first == sequence + 1:
+        if self.name.range.first == known.sequence + 1:
             here = reader.proof.previous
-        if here != head:
+        if here is not None and known.header_sha256 not in {"", here}:
             raise Damaged(
-                "read a checkpoint", self.name.key, f"it contradicts the chain at {sequence}"
-            )
+                "read a checkpoint", self.name.key,
+                f"it contradicts the chain at {known.sequence}",
+            )  # fmt: skip
 
 
 def kept_checkpoints(
-    layout: Layout, node: str, identities: Sequence[Identity], sequence: int
+    layout: Layout, node: str, identities: Sequence[Identity]
 ) -> list[KeptCheckpoint]:
-    """Return the copies here that hold an entry, those that reach furthest first."""
+    """Return the copies here, by their first entry, of those the one that reaches furthest first.
+
+    Such as lie whole within another are left out.
+    """
     directory = kept_directory(layout, node)
-    found = []
+    found: list[KeptCheckpoint] = []
+    last = 0
+    for name in sorted(
+        kept_names(directory, node), key=lambda each: (each.range.first, -each.range.last)
+    ):
+        if name.range.last > last:
+            last = name.range.last
+            found.append(KeptCheckpoint(os.path.join(directory, name.file_name), name, identities))
+    return found
+
+
+def kept_names(directory: str, node: str) -> Iterator[CheckpointName]:
+    """Yield the names of the copies in a folder, in no order."""
     with contextlib.suppress(FileNotFoundError):
         for file_name in os.listdir(directory):
             name = CheckpointName.parse_file_name(node, file_name)
-            if name is not None and name.range.first <= sequence <= name.range.last:
-                path = os.path.join(directory, file_name)
-                found.append(KeptCheckpoint(path, name, identities))
-    return sorted(found, key=lambda each: (-each.name.range.last, each.name))
+            if name is not None:
+                yield name
 
 
 class CheckpointSource:
@@ -117,6 +142,8 @@ class CheckpointSource:
         self._store = store
         self._layout = layout
         self._identities = identities
+        # Of versions that were looked at: what is wrong with them, "" for those sealed to others.
+        self._judged: dict[str, str] = {}
 
     def look(self, node: str) -> "Offered":
         """Return what the bucket has of a node's: a listing of each level. CloudError."""
@@ -128,7 +155,8 @@ class CheckpointSource:
                 if name is not None:
                     found[name] = version
         return Offered(
-            self._files, self._store, kept_directory(self._layout, node), self._identities, found
+            self._files, self._store, kept_directory(self._layout, node), self._identities, found,
+            self._judged,
         )  # fmt: skip
 
     def _clear_parts(self, node: str) -> None:
@@ -149,12 +177,14 @@ class Offered:
         directory: str,
         identities: Sequence[Identity],
         found: dict[CheckpointName, VersionInfo],
+        judged: dict[str, str],
     ) -> None:
         self._files = files
         self._store = store
         self._directory = directory
         self._identities = identities
         self._found = found
+        self._judged = judged
         self._opened: set[str] = set()
 
     @property
@@ -162,16 +192,21 @@ class Offered:
         """The last entry that any of them holds, 0 for none."""
         return max((name.range.last for name in self._found), default=0)
 
-    def next(
-        self, signers: Container[str], sequence: int, head: str, on_finding: Finding
-    ) -> KeptCheckpoint | None:
-        """Return a proved checkpoint that goes on behind an entry; None when there is none.
+    def following(self, sequence: int) -> int | None:
+        """Return the first sequence behind one at which a checkpoint begins."""
+        firsts = [name.range.first for name in self._found if name.range.first > sequence]
+        return min(firsts, default=None)
 
-        `sequence`, `head`: the last entry that the reader has, and its header's hash. The one that
+    def next(
+        self, signers: Container[str], sequence: int, known: Known, on_finding: Finding
+    ) -> KeptCheckpoint | None:
+        """Return a proved checkpoint that holds an entry; None when there is none.
+
+        `known`: what it must not contradict, if that is in it or just in front. The one that
         reaches furthest is taken. Raises CloudError, OutOfSpace, StorageFailed.
         """
         following = [
-            name for name in self._found if name.range.first <= sequence + 1 <= name.range.last
+            name for name in self._found if name.range.first <= sequence <= name.range.last
         ]
         following.sort(key=self._order)
         for name in following:
@@ -180,10 +215,10 @@ class Offered:
             if here is None:
                 continue
             try:
-                KeptCheckpoint(here, name, self._identities).prove(signers, sequence, head)
+                KeptCheckpoint(here, name, self._identities).prove(signers, known)
             except _WRONG as error:
                 self._files.unlink(here)
-                self._tell(name, str(error), on_finding)
+                self._tell(name, error.cause, on_finding)
                 continue
             if here != path:
                 self._files.rename(here, path)
@@ -197,14 +232,21 @@ class Offered:
     def _fetch(self, name: CheckpointName, part: str, on_finding: Finding) -> str | None:
         """Fetch a checkpoint that is for us into a file; return its path, None when it is not."""
         version = self._found[name]
+        judged = self._judged.get(version.version_id)
+        if judged is not None:
+            if judged:
+                self._tell(name, judged, on_finding)
+            return None
         try:
             self._open_head(version)
         except SealedToOthers as error:
             if name.keys in self._opened:
-                self._tell(name, str(error), on_finding)
+                self._tell(name, error.cause, on_finding)
+            else:
+                self._judged[version.version_id] = ""
             return None
         except DecryptionFailed as error:
-            self._tell(name, str(error), on_finding)
+            self._tell(name, error.cause, on_finding)
             return None
         self._opened.add(name.keys)
         self._files.make_directory(self._directory)
@@ -224,5 +266,6 @@ class Offered:
             "checkpoint_not_taken", node=name.node, level=name.range.level, first=name.range.first,
             last=name.range.last,
         )  # fmt: skip
-        on_finding(name.range.first, f"checkpoint {name.range.text}: {what}")
-        self._found.pop(name, None)
+        what = what or "it can't be read"
+        self._judged[self._found.pop(name).version_id] = what
+        on_finding(name.range.first, name.range.last, what)

@@ -8,6 +8,7 @@ Owns the folder of a followed node; the own ledger's is written by `ledger`. Inv
 import contextlib
 import os
 
+from appliance.archive.checkpoint_read import kept_names
 from appliance.archive.layout import Layout
 from appliance.archive.ledger_entry import entry_name
 from appliance.foundation import log
@@ -40,6 +41,11 @@ class EntryCopies:
                     if name == entry_name(sequence):
                         found.append(sequence)
         return sorted(found)
+
+    def consolidated(self) -> list[range]:
+        """Return the sequences that checkpoints kept here hold, a range for each."""
+        names = kept_names(os.path.join(self._directory, "checkpoints"), self.node)
+        return [range(name.range.first, name.range.last + 1) for name in names]
 
     def has(self, sequence: int) -> bool:
         """Tell whether there is a copy."""

@@ -32,6 +32,7 @@ class Kind(StrEnum):
     CHAIN = "chain"
     HIDDEN = "hidden"
     OVERWRITTEN = "overwritten"
+    CHECKPOINT = "checkpoint"
 
 
 NOT_TRUSTED = frozenset({Kind.UNREADABLE, Kind.ALTERED, Kind.FORGED, Kind.SWAPPED, Kind.REPLAYED})
@@ -49,6 +50,8 @@ _SENTENCES = {
     Kind.CHAIN: "is rightly signed and does not follow from the entry before it",
     Kind.HIDDEN: "has a delete marker; its first version is read all the same",
     Kind.OVERWRITTEN: "has a newer version; the first one counts",
+    Kind.CHECKPOINT: "is in a checkpoint that is damaged, forged or of another history; single "
+    "entries are read in its place",
 }
 _INTRUDER = (
     "Somebody else can write to the bucket: change its credentials, and look at its access log"
@@ -147,6 +150,10 @@ class Findings:
             if each.what in NOT_APPLIED and each.last > after
         ]
         return min(starts, default=None)
+
+    def not_applied(self) -> list[tuple[int, int]]:
+        """Return the ranges of entries that are not applied, by their first."""
+        return [(each.first, each.last) for each in self._found if each.what in NOT_APPLIED]
 
     def problems(self) -> list[Problem]:
         """Return what status shows: the first of each kind, and how many more there are."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from appliance.archive.checkpoint_read import CheckpointSource
 from appliance.archive.entry_copies import EntryCopies
 from appliance.archive.following import Following
 from appliance.archive.index_condition import IndexCondition
@@ -23,7 +24,6 @@ from appliance.archive.layout import Layout
 from appliance.archive.ledger_audit import AUDIT_S, LedgerAudit
 from appliance.archive.ledger_follower import (
     FAR_BEHIND_ENTRIES,
-    Consolidated,
     LedgerFollower,
     Place,
 )
@@ -58,13 +58,13 @@ class Follower:
         signers: Mapping[str, Sequence[str]],
         condition: IndexCondition | None = None,
         own_sequence: Callable[[], int] | None = None,
-        consolidated: Consolidated | None = None,
+        checkpoints: CheckpointSource | None = None,
         audit_s: float = AUDIT_S,
     ) -> None:
         """`signers`: of each other node the public keys that may sign its ledger.
 
         `own_sequence`: the last entry of the own ledger in the bucket; None for a node that has no
-        ledger. `consolidated`: what checkpoints give at a cold start.
+        ledger. `checkpoints`: None for who reads single entries only.
         """
         self._clock = clock
         self._condition = condition
@@ -82,7 +82,7 @@ class Follower:
             following = Following(files, clock, layout, index, name)
             follower = LedgerFollower(
                 clock, index, store, copies, following, identities, frozenset(keys), self._pool,
-                consolidated,
+                checkpoints,
             )  # fmt: skip
             self._followers[name] = follower
             self._audits.append(

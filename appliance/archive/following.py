@@ -60,13 +60,11 @@ class Checked(NamedTuple):
 class FollowState(msgspec.Struct, frozen=True):
     """What is remembered of a followed ledger.
 
-    sequence, header_sha256: of the last applied entry of the chain. consolidated: ranges that came
-    from checkpoints, so that there are no copies of their entries.
+    sequence, header_sha256: of the last applied entry of the chain.
     """
 
     sequence: int = 0
     header_sha256: str = FIRST_PREVIOUS
-    consolidated: list[tuple[int, int]] = []
     findings: list[Finding] = []
     more: bool = False
 
@@ -100,7 +98,6 @@ class Following:
         state = load_follow_state(layout, node)
         self.sequence = state.sequence
         self.header_sha256 = state.header_sha256
-        self.consolidated = state.consolidated
         self.findings = Findings(node, state.findings, more=state.more)
         self._unsaved = False
 
@@ -131,10 +128,6 @@ class Following:
             self._files.write_atomic(self._path, self._encoded())
             self._unsaved = False
 
-    def is_consolidated(self, sequence: int) -> bool:
-        """Tell whether an entry came with a checkpoint."""
-        return any(first <= sequence <= last for first, last in self.consolidated)
-
     def apply(self, batch: Sequence[Checked]) -> None:
         """Apply ranges of checked entries in one transaction, and remember where they end.
 
@@ -148,8 +141,6 @@ class Following:
         for checked in batch:
             if checked.last > self.sequence:
                 self.sequence, self.header_sha256 = checked.last, checked.header_sha256
-            if checked.last > checked.first:
-                self.consolidated = merged([*self.consolidated, (checked.first, checked.last)])
             for sequence in range(checked.first, checked.last + 1) if len(self.findings) else ():
                 self.heal(sequence)
         if self._unsaved:
@@ -160,7 +151,7 @@ class Following:
     def _encoded(self) -> bytes:
         return msgspec.json.encode(
             FollowState(
-                self.sequence, self.header_sha256, self.consolidated, list(self.findings),
+                self.sequence, self.header_sha256, list(self.findings),
                 self.findings.more,
             )
         )  # fmt: skip
@@ -172,14 +163,3 @@ def apply_checked(txn: WriteTransaction, node: str, batch: Sequence[Checked]) ->
         for placed in checked.records:
             apply_record(txn, placed.record, node, placed.sequence, placed.position)
         txn.remember(node, checked.last)
-
-
-def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return ranges of sequences ascending, neighbours and overlaps made one."""
-    found: list[tuple[int, int]] = []
-    for first, last in sorted(ranges):
-        if found and first <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(last, found[-1][1]))
-        else:
-            found.append((first, last))
-    return found

@@ -81,7 +81,12 @@ class LedgerAudit:
             start = sequence + 1
         for each in page.values():
             self._note(each)
-        lost = [each for each in page.values() if each.version_id and self._is_lost(each.sequence)]
+        consolidated = self._copies.consolidated()
+        lost = [
+            each
+            for each in page.values()
+            if each.version_id and self._is_lost(each.sequence, consolidated)
+        ]
         self._take_again(lost)
 
     def _note_removed(self, first: int, last: int) -> None:
@@ -102,9 +107,9 @@ class LedgerAudit:
             else:
                 self._following.clear(what, found.sequence, found.sequence)
 
-    def _is_lost(self, sequence: int) -> bool:
+    def _is_lost(self, sequence: int, consolidated: list[range]) -> bool:
         return not (
             self._copies.has(sequence)
-            or self._following.is_consolidated(sequence)
+            or any(sequence in each for each in consolidated)
             or self._following.findings.holds(NOT_APPLIED, sequence)
         )

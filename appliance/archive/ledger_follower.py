@@ -9,12 +9,14 @@ Used by one thread; the pool's threads fetch and open.
 """
 
 import itertools
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
 import msgspec
 
+from appliance.archive.checkpoint_read import CheckpointSource, Known, Offered
+from appliance.archive.consolidated import behind, instead
 from appliance.archive.entry_copies import EntryCopies
 from appliance.archive.findings import NOT_APPLIED, NOT_TRUSTED, Kind
 from appliance.archive.following import Checked, Following
@@ -35,9 +37,8 @@ JUDGED_MAX = 20_000
 RECHECK_S = 60.0
 RECHECK_ENTRIES = 100
 FAR_BEHIND_ENTRIES = 100
-
-Consolidated = Callable[[str, int], Iterable[Sequence[Checked]]]
-"""Gives, of a node and behind a sequence, what checkpoints say, in batches to be applied."""
+CHECKPOINT_ENTRIES = 64
+"""With fewer new entries than that, fetching them one by one is as fast as to look further."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -77,8 +78,9 @@ class LedgerFollower:
         identities: Sequence[Identity],
         signers: Collection[str],
         pool: Executor,
-        consolidated: Consolidated | None = None,
+        checkpoints: CheckpointSource | None = None,
     ) -> None:
+        """`checkpoints`: None for who reads single entries only."""
         self.node = copies.node
         self.following = following
         self._clock = clock
@@ -87,7 +89,11 @@ class LedgerFollower:
         self._copies = copies
         self._taker = Taker(copies, store, identities, signers)
         self._pool = pool
-        self._consolidated = consolidated
+        self._signers = signers
+        self._checkpoints = checkpoints
+        self._consolidated: Iterator[list[Checked]] | None = None
+        # Where checkpoints were looked for in vain: not again before there is more to know.
+        self._looked_at = -1
         self._coming: Generator[Taken, None, None] | None = None
         self._listed_last = following.sequence
         # Versions that were judged and not trusted: not fetched again with every look.
@@ -123,8 +129,12 @@ class LedgerFollower:
             raise
 
     def _turn(self, end_s: float) -> bool:
+        if not self._apply_consolidated(end_s):
+            return True
         if self._coming is None:
             self._coming = self._begin()
+        if self._consolidated is not None:
+            return True
         while batch := self._batch(self._coming):
             self.following.apply(batch)
             if self._clock.monotonic_s() >= end_s:
@@ -137,6 +147,7 @@ class LedgerFollower:
 
     def close(self) -> None:
         """Let go what is fetched ahead."""
+        self._consolidated = None
         if self._coming is not None:
             self._coming.close()
             self._coming = None
@@ -153,7 +164,6 @@ class LedgerFollower:
 
     def _begin(self) -> Generator[Taken, None, None]:
         """Look what is new, and begin to fetch it."""
-        self._take_consolidated()
         page = self._page(self.following.sequence)
         if not self._is_at_end and not self._new(page):
             page += self._page(max(self._scanned, page[-1].sequence))
@@ -161,15 +171,63 @@ class LedgerFollower:
             self._note_versions(each)
         self._scanned = max(self._scanned, page[-1].sequence) if page else 0
         self._note_end(page)
-        return ahead(self._pool, self._taker.take, self._new(page))
+        new = self._new(page)
+        if self._is_for_checkpoints(new):
+            self._consolidated = self._behind()
+            new = []
+        return ahead(self._pool, self._taker.take, new)
 
-    def _take_consolidated(self) -> None:
+    # --- checkpoints
+
+    def _is_for_checkpoints(self, new: list[Listed]) -> bool:
+        """Tell whether what is new should rather come from checkpoints, as far as they have it."""
         after = self.following.sequence
-        if self._consolidated is None:
-            return
-        if after == 0 or self.following.is_consolidated(after + 1):
-            for batch in self._consolidated(self.node, after):
-                self.following.apply(batch)
+        if self._checkpoints is None or not new or self._looked_at == after:
+            return False
+        if after == 0 or len(new) > CHECKPOINT_ENTRIES:
+            return True
+        return any(after + 1 in each for each in self._copies.consolidated())
+
+    def _behind(self) -> Iterator[list[Checked]]:
+        offered = self._offered()
+        yield from behind(offered, self._signers, self._known(), self._find_checkpoint)
+        self._looked_at = self.following.sequence
+
+    def _instead(self) -> Iterator[list[Checked]]:
+        """Yield what checkpoints have of the entries that could not be applied."""
+        offered = self._offered()
+        missing = self.following.findings.not_applied()
+        yield from instead(
+            offered, self._signers, missing, self._known(), self._find_checkpoint
+        )  # fmt: skip
+
+    def _offered(self) -> Offered:
+        """Look what there is; what was found to be wrong with it is found anew, or is over."""
+        assert self._checkpoints is not None
+        offered = self._checkpoints.look(self.node)
+        for each in list(self.following.findings):
+            self.following.clear(Kind.CHECKPOINT, each.first, each.last)
+        return offered
+
+    def _apply_consolidated(self, end_s: float) -> bool:
+        """Apply what checkpoints give; False when the time is over before they end."""
+        while self._consolidated is not None:
+            batch = next(self._consolidated, None)
+            if batch is None:
+                self.close()  # what is listed was listed before
+                break
+            self.following.apply(batch)
+            if self._clock.monotonic_s() >= end_s:
+                return False
+        return True
+
+    def _known(self) -> Known:
+        return Known(self.following.sequence, self.following.header_sha256)
+
+    def _find_checkpoint(self, first: int, last: int, what: str) -> None:
+        self.following.find(Kind.CHECKPOINT, first, last, what)
+
+    # --- pages of the listing
 
     def _page(self, after: int) -> list[Listed]:
         page = list(itertools.islice(listed(self._store, self.node, after), PAGE_ENTRIES))
@@ -247,6 +305,8 @@ class LedgerFollower:
     def recheck(self) -> bool:
         """Look again for some entries that could not be applied; tell whether any now is."""
         start = self.following.findings.first_not_applied(self._recheck_after)
+        if start is not None and self._checkpoints is not None and self._consolidated is None:
+            self._consolidated = self._instead()
         if start is None:
             self._recheck_after = 0
             return False

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from appliance.archive.consolidated import kept
 from appliance.archive.entry_copies import EntryCopies
 from appliance.archive.following import Checked, apply_checked
 from appliance.archive.layout import Layout
-from appliance.archive.ledger_follower import Consolidated
 from appliance.archive.ledger_listing import FETCHES_MAX, ahead, listed
 from appliance.archive.taking import Taker
 from appliance.foundation import log
@@ -41,11 +41,13 @@ class FollowedLedgers:
         store: ObjectStore | None,
         identities: Sequence[Identity],
         signers: Mapping[str, Sequence[str]],
-        consolidated: Consolidated | None = None,
     ) -> None:
         self._store = store
-        self._consolidated = consolidated
+        self._layout = layout
+        self._identities = identities
+        self._signers = signers
         self._applied: dict[str, set[int]] = {name: set() for name in signers}
+        self._read: dict[str, set[str]] = {name: set() for name in signers}
         self._copies = {name: EntryCopies(files, layout, name) for name in signers}
         self._takers = {
             name: Taker(self._copies[name], store, identities, frozenset(keys))
@@ -71,13 +73,22 @@ class FollowedLedgers:
                 entry = None if sequence in self._applied[node] else taker.copy(sequence)
                 if entry is not None:
                     apply_checked(txn, node, [Checked.of(entry)])
+            for batch in self._from_checkpoints(node):
+                apply_checked(txn, node, batch)
+
+    def _from_checkpoints(self, node: str) -> Iterator[list[Checked]]:
+        """Yield what the checkpoints kept here hold and is not applied yet."""
+        return kept(
+            self._layout, node, self._identities, self._signers[node], self._applied[node],
+            self._read[node],
+        )  # fmt: skip
 
     def _batches(
         self, node: str, taker: Taker, pool: ThreadPoolExecutor
     ) -> Iterator[Sequence[Checked]]:
-        if self._consolidated is not None:
-            yield from self._consolidated(node, 0)
-        copied = self._copies[node].sequences()
+        yield from self._from_checkpoints(node)
+        applied = self._applied[node]
+        copied = [each for each in self._copies[node].sequences() if each not in applied]
         entries = (entry for entry in ahead(pool, taker.copy, copied) if entry is not None)
         yield from _batched(map(Checked.of, entries))
         yield from _batched(self._from_bucket(node, taker, pool))

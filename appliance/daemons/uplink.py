@@ -14,6 +14,7 @@ from appliance import __version__
 from appliance.archive.abandoned import recover_abandoned
 from appliance.archive.backlog import BacklogWatch
 from appliance.archive.bucket_watch import BucketWatch
+from appliance.archive.checkpoint_read import CheckpointSource
 from appliance.archive.control import Control
 from appliance.archive.evict import Evictor
 from appliance.archive.follow import Follower
@@ -213,6 +214,7 @@ class _Uplink:
             parts.files, parts.clock, parts.layout, parts.index, store, parts.config.node.name,
             parts.identities(), parts.config.keys.signers, parts.condition,
             own_sequence=None if self._uplink is None else self._own_sequence,
+            checkpoints=CheckpointSource(parts.files, store, parts.layout, parts.identities()),
         )  # fmt: skip
 
     def start(self) -> None:

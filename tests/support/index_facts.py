@@ -8,7 +8,15 @@ from typing import Any
 from appliance.dicom.attributes import BY_KEYWORD
 from appliance.index.facts import CloudFacts, InstanceFacts, PackFacts, RecordId
 
-PACK_IDS = [f"01j9zk3ndektsv4rrffq69g5{n:02d}" for n in range(20)]
+PACK_NUMBERS_MAX = 500
+
+
+def pack_id(number: int) -> str:
+    """Return the id of a pack by its number, below PACK_NUMBERS_MAX; they sort by it."""
+    return f"01j9zk3ndektsv4rrffq69g{PACK_NUMBERS_MAX + number:03d}"
+
+
+PACK_IDS = [pack_id(number) for number in range(20)]
 EXPLICIT = "1.2.840.10008.1.2.1"
 JPEG = "1.2.840.10008.1.2.4.70"
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -74,13 +82,13 @@ def pack(
     cloud: CloudFacts | None = None,
 ) -> PackFacts:
     """Return a pack by its number."""
-    return PackFacts(PACK_IDS[number], node, instances, local, size, cloud)
+    return PackFacts(pack_id(number), node, instances, local, size, cloud)
 
 
 def cloud_copy(number: int, *, sequence: int = 1, at: int = 5_000, locked: int = 0) -> CloudFacts:
     """Return the verified copy of a pack."""
     return CloudFacts(
-        key=f"packs/2024/01/02/{PACK_IDS[number]}.tar.age",
+        key=f"packs/2024/01/02/{pack_id(number)}.tar.age",
         version_id="v1",
         size=11_000,
         checksum="c",

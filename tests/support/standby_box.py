@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from appliance.archive.checkpoint_plan import Plan
+from appliance.archive.checkpoint_read import CheckpointSource
+from appliance.archive.checkpoint_write import CheckpointWriter
 from appliance.archive.findings import Kind
 from appliance.archive.follow import Follower
 from appliance.archive.layout import Layout
 from appliance.archive.rebuild_followed import FollowedLedgers
+from appliance.archive.retention import Retention
 from appliance.foundation.files import FileSystem
 from appliance.index.dump import fingerprint
 from appliance.index.facts import PackFacts
@@ -56,6 +60,7 @@ class StandbyBox:
         self.follower = Follower(
             self.files, clock, self.layout, self.index, store, "standby", identities, signers,
             audit_s=AUDIT_S,
+            checkpoints=CheckpointSource(self.files, store, self.layout, identities),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -126,6 +131,28 @@ class Sites:
         target = ledger or self.a
         for number in numbers:
             target.put(self.store, [pack_record(facts(number, target.node))])
+
+    def write_checkpoints(
+        self,
+        ledger: MadeLedger | None = None,
+        *,
+        recipients: Sequence[str] = (),
+        since: int = 1,
+        level_entries: tuple[int, ...] = (4, 16),
+        signing_key: SigningKey | None = None,
+    ) -> None:
+        """Let a site write the checkpoints that are due, sealed to its recipients or to others."""
+        target = ledger or self.a
+        layout = Layout(str(self.folder / f"{target.node}-{len(self.store.requests)}"))
+        layout.create(FileSystem())
+        writer = CheckpointWriter(
+            FileSystem(), self.clock, self.store, layout, target.node,
+            signing_key or target.signing_key, recipients or target.recipients, self.identities,
+            Retention(self.store, "off", 0.0), Plan(level_entries),
+        )  # fmt: skip
+        while writer.write_due(target.sequence, since):
+            pass
+        assert writer.problems() == []
 
     def box(self, name: str = "box", **options) -> StandbyBox:
         """Return a standby over a folder of that name."""

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from appliance.archive.checkpoint_read import CheckpointSource, kept_checkpoints, kept_directory
+from appliance.archive.checkpoint_read import (
+    CheckpointSource,
+    Known,
+    kept_checkpoints,
+    kept_directory,
+)
 from appliance.archive.layout import Layout
 from appliance.archive.ledger_entry import FIRST_PREVIOUS, build_entry
 from appliance.foundation.errors import CloudUnavailable, Damaged, DecryptionFailed
@@ -31,7 +36,7 @@ class Standby:
         self.layout = Layout(str(folder / "data"))
         self.layout.create(self.files)
         self.identities = identities or (IDENTITY,)
-        self.findings: list[tuple[int, str]] = []
+        self.findings: list[tuple[int, int, str]] = []
 
     def put(self, first: int, last: int, *recipients: str, key=KEY, level=1, **options) -> str:
         """Put a checkpoint into the bucket, as that node would; return its key."""
@@ -51,15 +56,15 @@ class Standby:
         head = ENTRIES[after - 1].header_sha256 if after else FIRST_PREVIOUS
         found = []
         while True:
-            kept = offered.next(SIGNERS, after, head, self.found)
+            kept = offered.next(SIGNERS, after + 1, Known(after, head), self.found)
             if kept is None:
                 return found
             for entry in kept.entries(SIGNERS, after):
                 found.append(entry.header.sequence)
                 after, head = entry.header.sequence, entry.header_sha256
 
-    def found(self, sequence: int, what: str) -> None:
-        self.findings.append((sequence, what))
+    def found(self, first: int, last: int, what: str) -> None:
+        self.findings.append((first, last, what))
 
     def kept(self) -> list[str]:
         directory = kept_directory(self.layout, NODE)
@@ -153,8 +158,7 @@ class TestWrong:
             other.write(path, chain("site-b", 16, KEY), 1, 16, level=2)
             standby.store._keys[key][0].content = path.read_bytes()
         assert standby.read() == list(range(1, 17))
-        assert [sequence for sequence, _ in standby.findings] == [1]
-        assert "000000000001-000000000016" in standby.findings[0][1]
+        assert [each[:2] for each in standby.findings] == [(1, 16)]
         assert not any(name.startswith("2-") for name in standby.kept())
 
     def test_one_that_contradicts_the_chain_is_not_taken(self, standby: Standby) -> None:
@@ -163,11 +167,11 @@ class TestWrong:
         forked = _forked(5)
         standby.put(5, 15, entries=forked, level=2)
         assert standby.read() == [1, 2, 3, 4]
-        assert [sequence for sequence, _ in standby.findings] == [5]
+        assert [each[:2] for each in standby.findings] == [(5, 15)]
         standby.store._keys.clear()
         standby.put(1, 15, entries=forked, level=2)
         assert standby.read(8) == []
-        assert "contradicts" in standby.findings[-1][1]
+        assert "contradicts" in standby.findings[-1][2]
 
     def test_the_oldest_version_counts(self, standby: Standby) -> None:
         """What somebody laid over it, and a delete marker, change nothing."""
@@ -196,7 +200,7 @@ class TestInterrupted:
         standby.store.fail("get", *[_nothing_wrong()] * gets, no_answer())
         with pytest.raises(CloudUnavailable):
             standby.read()
-        assert kept_checkpoints(standby.layout, NODE, standby.identities, 3) == []
+        assert kept_checkpoints(standby.layout, NODE, standby.identities) == []
         assert standby.read() == list(range(1, 17))
         assert standby.findings == []
         assert not any(name.endswith(".part") for name in standby.kept())
@@ -217,22 +221,24 @@ def _nothing_wrong() -> Fault:
 class TestKept:
     """Copies on the disk stand in for single entries."""
 
-    def test_a_copy_is_found_by_any_entry_it_holds(self, standby: Standby) -> None:
+    def test_copies_give_their_entries_without_the_bucket(self, standby: Standby) -> None:
+        """Each once, in order; such as lie whole within a larger one are passed over."""
+        standby.put(1, 4)
+        standby.read()
         standby.put(1, 16, level=2)
         standby.put(17, 20)
         standby.read()
-        for sequence, last in ((1, 16), (16, 16), (17, 20)):
-            (kept,) = kept_checkpoints(standby.layout, NODE, standby.identities, sequence)
-            assert kept.name.range.last == last
-            got = [each.header.sequence for each in kept.entries(SIGNERS, sequence - 1)]
-            assert got == list(range(sequence, last + 1))
-        assert kept_checkpoints(standby.layout, NODE, standby.identities, 21) == []
-        assert kept_checkpoints(standby.layout, "site-b", standby.identities, 1) == []
+        standby.store.offline = True
+        copies = kept_checkpoints(standby.layout, NODE, standby.identities)
+        assert [copy.name.range[1:] for copy in copies] == [(1, 16), (17, 20)]
+        got = [each.header.sequence for copy in copies for each in copy.entries(SIGNERS)]
+        assert got == list(range(1, 21))
+        assert kept_checkpoints(standby.layout, "site-b", standby.identities) == []
 
     def test_one_that_the_disk_spoilt_says_so(self, standby: Standby) -> None:
         standby.put(1, 16, level=2)
         standby.read()
-        (kept,) = kept_checkpoints(standby.layout, NODE, standby.identities, 1)
+        (kept,) = kept_checkpoints(standby.layout, NODE, standby.identities)
         path = Path(kept.path)
         path.write_bytes(path.read_bytes()[:-20])
         with pytest.raises((Damaged, DecryptionFailed)):
