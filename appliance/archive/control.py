@@ -1,4 +1,4 @@
-"""Carrying out requests: evict, recall, reject, restore, pin. Part of the uplink.
+"""Carrying out requests: evict, recall, reject, restore, hold, pin. Part of the uplink.
 
 Each request is answered once, after what it asked for is durable; a request found again after a
 crash is carried out again, which changes nothing that was already done. A failed disk is no answer:
@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from appliance.archive.applying import apply_record
+from appliance.archive.disposal import Disposal
 from appliance.archive.drill_book import DrillBook
 from appliance.archive.evict import Evictor
 from appliance.archive.pins import Pins
 from appliance.archive.recall import Recaller
-from appliance.archive.records import Drilled, Rejected, Restored
+from appliance.archive.records import Drilled, Held, Record, Rejected, Restored
 from appliance.archive.requests import Answer, Request, RequestBox, failed
 from appliance.archive.studies import study_packs
 from appliance.archive.uplink import Uplink
@@ -52,14 +53,16 @@ class Control:
         node: str,
         drills: DrillBook | None = None,
         repair: Callable[[str, str, str], None] | None = None,
+        disposal: Disposal | None = None,
     ) -> None:
         """Take over.
 
-        `uplink`: None on a node that writes nothing. `drills`: where held ones are noted. `repair`
-        is called with a pack id, how it is damaged and who found it.
+        `uplink`, `disposal`: None on a node that writes nothing. `drills`: where held ones are
+        noted. `repair` is called with a pack id, how it is damaged and who found it.
         """
         self._drills = drills
         self._repair = repair
+        self._disposal = disposal
         self._clock = clock
         self._index = index
         self._requests = requests
@@ -115,7 +118,11 @@ class Control:
             case "recall":
                 self._recall(request_id, request)
             case "reject" | "restore":
-                self._visibility(request_id, request)
+                self._write(request_id, request, *self._visibility(request_id, request))
+            case "hold" | "release":
+                self._write(request_id, request, *self._hold(request_id, request))
+            case "erased":
+                return self._settle(request)
             case "drill":
                 self._drilled(request_id, request)
             case _:
@@ -126,15 +133,18 @@ class Control:
         match request.kind:
             case "evict":
                 return self._evict(request)
-            case "pin":
-                self._pins.pin(request.study_instance_uid)
-                return Answer(done=True, sentence="the study stays cached")
-            case "unpin":
-                self._pins.unpin(request.study_instance_uid)
-                return Answer(done=True, sentence="the study may be evicted again")
+            case "pin" | "unpin":
+                return self._pin(request)
             case "hurry":
                 return self._hurry(request)
         raise UsageError("carry out a request", request.kind, "nothing of that kind is known")
+
+    def _pin(self, request: Request) -> Answer:
+        if request.kind == "pin":
+            self._pins.pin(request.study_instance_uid)
+            return Answer(done=True, sentence="the study stays cached")
+        self._pins.unpin(request.study_instance_uid)
+        return Answer(done=True, sentence="the study may be evicted again")
 
     def _evict(self, request: Request) -> Answer:
         evicted, pending = self._evictor.evict_study(request.study_instance_uid)
@@ -170,19 +180,28 @@ class Control:
             answer = Answer(done=False, sentence="the recall failed", hint="See the uplink's log")
         self._finished.append((request_id, "recall", answer))
 
-    def _visibility(self, request_id: str, request: Request) -> None:
-        """Hide or restore now, and answer when the ledger says so too."""
+    def _write(self, request_id: str, request: Request, record: Record, sentence: str) -> None:
+        """Let the record hold in the index now, and answer when the ledger has it too."""
         if self._uplink is None:
             raise UsageError(
                 request.kind, "the study", "this standby writes no ledger",
                 "Ask a node that does: this one follows it",
             )  # fmt: skip
+        with self._index.write() as txn:
+            apply_record(txn, record, self._node, 0, 0)
+        self._under_way.add(request_id)
+        answer = Answer(done=True, sentence=sentence)
+        self._uplink.record(
+            record, lambda: self._finished.append((request_id, request.kind, answer))
+        )
+
+    def _visibility(self, request_id: str, request: Request) -> tuple[Rejected | Restored, str]:
+        """Return the record that hides or restores, and what to answer."""
         instances = self._instances(request)
         said = isoformat(self._clock.now())
         study = request.study_instance_uid
-        record: Rejected | Restored
         if request.kind == "reject":
-            record = Rejected(
+            rejected = Rejected(
                 record_id=record_id(request_id),
                 study_instance_uid=study,
                 sop_instance_uids=instances,
@@ -191,23 +210,41 @@ class Control:
                 at=said,
                 note_uid=request.note_uid,
             )
-            sentence = f"{len(instances)} instances rejected"
-        else:
-            record = Restored(
-                record_id=record_id(request_id),
-                study_instance_uid=study,
-                sop_instance_uids=instances,
-                by=request.by,
-                at=said,
-            )
-            sentence = f"{len(instances)} instances restored"
-        with self._index.write() as txn:
-            apply_record(txn, record, self._node, 0, 0)
-        self._under_way.add(request_id)
-        answer = Answer(done=True, sentence=sentence)
-        self._uplink.record(
-            record, lambda: self._finished.append((request_id, request.kind, answer))
+            return rejected, f"{len(instances)} instances rejected"
+        restored = Restored(
+            record_id=record_id(request_id),
+            study_instance_uid=study,
+            sop_instance_uids=instances,
+            by=request.by,
+            at=said,
         )
+        return restored, f"{len(instances)} instances restored"
+
+    def _hold(self, request_id: str, request: Request) -> tuple[Held, str]:
+        """Return the record that begins or ends a legal hold, and what to answer."""
+        with self._index.read() as view:
+            known = study_packs(view, request.study_instance_uid)
+        if not known:
+            raise NotFound("hold", "the study", "no such study here", "azekura study list")
+        on = request.kind == "hold"
+        record = Held(
+            record_id=record_id(request_id),
+            study_instance_uid=request.study_instance_uid,
+            on=on,
+            by=request.by,
+            reason=request.reason,
+            at=isoformat(self._clock.now()),
+        )
+        return record, "the study is held" if on else "the study is no longer held"
+
+    def _settle(self, request: Request) -> Answer | None:
+        """Settle an erasure; None, and again next turn, while the ledger is being written."""
+        if self._disposal is None:
+            raise UsageError("settle an erasure", "", "this standby writes no ledger")
+        path = self._disposal.settle(str(request.details.get("plan", "")))
+        if path is None:
+            return None
+        return Answer(done=True, sentence="the erasure is settled", details={"certificate": path})
 
     def _instances(self, request: Request) -> list[str]:
         if request.sop_instance_uids:

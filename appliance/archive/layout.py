@@ -73,13 +73,14 @@ class Layout:
         self.commitment = os.path.join(self.state, "commitment")
         self.pins = os.path.join(self.state, "pins")
         self.web = os.path.join(self.state, "web")
+        self.erasures = os.path.join(self.state, "erasures")
 
     def create(self, files: FileSystem) -> None:
         """Make every directory, durable."""
         for path in (
             self.open_packs, self.closed, self.sealed, self.recalled, self.set_aside, self.spool,
             self.checkpoints, self.ledger, self.index, self.requests, self.commitment, self.pins,
-            self.web,
+            self.web, self.erasures,
         ):  # fmt: skip
             files.make_directory(path)
 

@@ -16,7 +16,7 @@ from typing import IO
 import msgspec
 
 from appliance.archive.ledger_entry import open_entry
-from appliance.archive.records import PackRecord
+from appliance.archive.records import Erased, PackRecord
 from appliance.foundation import log
 from appliance.foundation.errors import (
     AzekuraError,
@@ -109,8 +109,12 @@ class ObjectReader(io.RawIOBase):
 def find_packs(
     store: ObjectStore, identities: Sequence[Identity], outcome: Outcome
 ) -> Iterator[Found]:
-    """Yield every pack in the bucket once, those that a ledger names with what it says."""
-    named: set[str] = set()
+    """Yield every pack in the bucket once, those that a ledger names with what it says.
+
+    What a ledger says was erased is not looked for, unless the bucket has it still.
+    """
+    named: dict[str, Found] = {}
+    erased: set[str] = set()
     for version in oldest_versions(store, "ledger/"):
         try:
             entry = open_entry(store.get(version.key, version.version_id), identities)
@@ -121,10 +125,12 @@ def find_packs(
             continue
         for record in entry.records:
             if isinstance(record, PackRecord) and record.key not in named:
-                named.add(record.key)
-                yield _found(record)
+                named[record.key] = _found(record)
+            elif isinstance(record, Erased):
+                erased.add(record.key)
+    yield from (found for key, found in named.items() if key not in erased)
     for version in oldest_versions(store, "packs/"):
-        if version.key not in named:
+        if version.key not in named or version.key in erased:
             yield Found(version.key, version.version_id, version.size_bytes)
 
 

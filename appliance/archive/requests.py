@@ -23,10 +23,10 @@ _KEPT = "once-"
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What is asked: `evict`, `recall`, `reject`, `restore` of a study or an instance.
+    """What is asked: `evict`, `recall`, `reject`, `restore`, `hold`, … of a study or an instance.
 
     Or `repair` of a pack, which somebody found damaged: `reason` says how. `details`: what a kind
-    needs besides, like the result of a `drill`.
+    needs besides, like the result of a `drill`, or the hash of the plan that `erased` settles.
     """
 
     kind: str

@@ -14,8 +14,8 @@ from appliance.foundation.clock import from_microseconds, isoformat
 from appliance.foundation.errors import NotFound
 from appliance.foundation.files import FileSystem
 from appliance.index.index import Index
-from appliance.index.keeping import packs_of
-from appliance.index.records import PackRow, State, StoredInstance, Version
+from appliance.index.keeping import hold_of, is_held, packs_of
+from appliance.index.records import Hold, PackRow, State, StoredInstance, Version
 from appliance.index.view import View
 
 PATIENT_ID = BY_KEYWORD["PatientID"].tag
@@ -64,6 +64,7 @@ def _row(index: Index, uid: str, answer: dict[int, Any]) -> dict[str, Any]:
     with index.read() as view:
         record = view.study(uid)
         states = {row.state for row in study_packs(view, uid)}
+        held = is_held(view, uid)
     return {
         "study_instance_uid": uid,
         "patient_id": answer.get(PATIENT_ID, ""),
@@ -74,6 +75,7 @@ def _row(index: Index, uid: str, answer: dict[int, Any]) -> dict[str, Any]:
         "modalities": ",".join(record.modalities) if record else "",
         "instances": record.instance_count if record else 0,
         "state": summed(states),
+        "held": held,
     }
 
 
@@ -106,6 +108,7 @@ def show_study(index: Index, layout: Layout, study_instance_uid: str) -> dict[st
         instances = list(view.instances(study_instance_uid))
         packs = {row.pack_id: row for row in study_packs(view, study_instance_uid)}
         conflicts = list(view.conflicts(study_instance_uid))
+        hold = hold_of(view, study_instance_uid)
     attributes = record.attributes if record is not None else {}
     pins = Pins(FileSystem(), layout.pins)
     return {
@@ -116,6 +119,7 @@ def show_study(index: Index, layout: Layout, study_instance_uid: str) -> dict[st
         "accession_number": attributes.get(ACCESSION, ""),
         "state": summed({row.state for row in packs.values()}),
         "pinned": pins.pinned(study_instance_uid),
+        "hold": _hold(hold),
         "conflicts": [
             each.kind.value + (" (corrected)" if each.corrected else "") for each in conflicts
         ],
@@ -136,6 +140,12 @@ def _versions(instance: StoredInstance, packs: dict[str, PackRow]) -> Iterator[d
             "hidden": instance.hidden,
             **_facts(version, best),
         }
+
+
+def _hold(hold: Hold | None) -> dict[str, Any] | None:
+    if hold is None:
+        return None
+    return {"on": hold.on, "by": hold.by, "reason": hold.reason, "at": _time(hold.at_us)}
 
 
 def _rank(row: PackRow) -> tuple[bool, bool]:

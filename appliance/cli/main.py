@@ -20,8 +20,10 @@ from appliance.cli import (
     doctor,
     drill,
     exit_codes,
+    expire,
     key,
     replace,
+    retention,
     serve,
     status,
     study,
@@ -47,10 +49,11 @@ app.add_typer(config.app, name="config")
 app.add_typer(key.app, name="key")
 app.add_typer(study.app, name="study")
 app.add_typer(token.app, name="token")
+app.add_typer(expire.app, name="expire")
 for command in (
     serve.serve, serve.receive, serve.uplink, serve.web, demo.demo, status.status, status.drain,
     doctor.doctor, verify.verify, verify.rebuild_index, verify.recover, drill.drill,
-    replace.replace,
+    replace.replace, retention.retention,
 ):  # fmt: skip
     app.command()(command)
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from appliance.daemons.parts import Parts
 
 app = typer.Typer(
-    help="List studies, show one, evict, recall, pin or reject it.",
+    help="List studies, show one, evict, recall, pin, reject or hold it.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -43,7 +43,7 @@ def list_studies(
     call.output.table(
         rows,
         ("study_date", "patient_id", "patient_name", "accession_number", "modalities",
-         "instances", "state", "study_instance_uid"),
+         "instances", "state", "held", "study_instance_uid"),
     )  # fmt: skip
 
 
@@ -100,6 +100,9 @@ def _study_text(found: dict[str, Any]) -> str:
             f"{found['state']}{', pinned' if found['pinned'] else ''}"
         ),
     ]
+    hold = found["hold"]
+    if hold is not None and hold["on"]:
+        lines.append(f"held since {hold['at']} by {hold['by']}: {hold['reason']}")
     lines += [f"conflict: {each}" for each in found["conflicts"]]
     for each in found["instances"]:
         lines.append(
@@ -156,14 +159,45 @@ def pin(
     _ask(context, "unpin" if off else "pin", study)
 
 
+_Named = Annotated[str, typer.Argument(metavar="UID|ACCESSION", help="Which study.")]
+_Instances = Annotated[
+    list[str] | None, typer.Option("--instance", help="Only this SOP Instance UID; may repeat.")
+]
+
+
 @app.command()
 def reject(
     context: typer.Context,
-    study: _Study,
-    instance: Annotated[
-        list[str] | None, typer.Option("--instance", help="Only this SOP Instance UID.")
-    ] = None,
+    study: _Named,
+    instance: _Instances = None,
+    reason: Annotated[
+        str, typer.Option("--reason", help="Why: a code as 113001, or a few words.")
+    ] = "",
     undo: Annotated[bool, typer.Option("--undo", help="Serve it again.")] = False,
 ) -> None:
-    """Hide a study, or some of its instances, from every query and retrieve."""
-    _ask(context, "restore" if undo else "reject", study, sop_instance_uids=tuple(instance or ()))
+    """Hide a study, or some of its instances, from every query and retrieve, on every node."""
+    if undo:
+        restore(context, study, instance)
+        return
+    if not reason.strip():
+        raise typer.BadParameter("say why; the ledger keeps it", param_hint="--reason")
+    _ask(context, "reject", study, sop_instance_uids=tuple(instance or ()), reason=reason.strip())
+
+
+@app.command()
+def restore(context: typer.Context, study: _Named, instance: _Instances = None) -> None:
+    """Serve a rejected study, or some of its instances, again."""
+    _ask(context, "restore", study, sop_instance_uids=tuple(instance or ()))
+
+
+@app.command()
+def hold(
+    context: typer.Context,
+    study: _Named,
+    reason: Annotated[str, typer.Option("--reason", help="Which case; the ledger keeps it.")],
+    off: Annotated[bool, typer.Option("--off", help="End the hold.")] = False,
+) -> None:
+    """Put a study under legal hold: it is never erased, whatever its term, on any node."""
+    if not reason.strip():
+        raise typer.BadParameter("say why; the ledger keeps it", param_hint="--reason")
+    _ask(context, "release" if off else "hold", study, reason=reason.strip())

@@ -23,7 +23,7 @@ from appliance.remote.link import Link
 from appliance.remote.observed import ObservedStore
 from appliance.remote.replicas import Replica, ReplicatedStore
 from appliance.remote.s3 import S3Store
-from appliance.remote.s3_client import S3Settings, systemd_credentials_file
+from appliance.remote.s3_client import Credentials, S3Settings, systemd_credentials_file
 from appliance.remote.store import ObjectStore
 from appliance.remote.throttle import ConstantRate, Throttle
 from appliance.seal.identity import Identity, load_identity
@@ -65,14 +65,15 @@ class Parts:
             min(SHORT_FRACTION, (1.0 - cache.high_water) / 2),
         )  # fmt: skip
 
-    def store(self) -> S3Store:
-        """Return the bucket; no request is made yet."""
+    def store(self, credentials: Credentials | None = None) -> S3Store:
+        """Return the bucket; no request is made yet. `credentials`: others than the node's own."""
         cloud = self.config.cloud
         settings = S3Settings(
             bucket=cloud.bucket,
             region=cloud.region,
             endpoint_url=cloud.endpoint_url,
             prefix=cloud.prefix,
+            credentials=credentials,
             credentials_file=systemd_credentials_file(),
         )
         return S3Store(settings, self.throttle, self.clock)

@@ -34,6 +34,7 @@ from appliance.config.model import Config
 from appliance.daemons.checkpointing import TURN_S as CHECKPOINT_S
 from appliance.daemons.checkpointing import Checkpointing
 from appliance.daemons.drilling import Drilling
+from appliance.daemons.keeping import KEEPING_S, Keeping
 from appliance.daemons.mending import Mending
 from appliance.daemons.neighbours import TURN_S, Neighbours
 from appliance.daemons.parts import Parts
@@ -129,9 +130,11 @@ class _Uplink:
         self._drilling = Drilling(
             parts, store, requests, parts.identities(), self._link, self._bucket, self._stop
         )
+        self._keeping = Keeping(parts, store, self._uplink, self._bucket)
         self._control = Control(
             parts.clock, parts.index, requests, self._uplink, self._evictor, recaller, pins,
             config.node.name, self._drilling.book, self._mending.repairer.ask,
+            self._keeping.disposal,
         )  # fmt: skip
         self._neighbours = Neighbours(parts, store, self._uplink, self._signing_key())
         self._evict_problem: Problem | None = None
@@ -141,6 +144,7 @@ class _Uplink:
             self._follower.problems,
             self._replicas.problems,
             self._neighbours.problems,
+            self._keeping.problems,
             lambda: [self._evict_problem] if self._evict_problem is not None else [],
         ]
         self._threads = self._loops()
@@ -154,6 +158,7 @@ class _Uplink:
             self._loop("status", STATUS_S, self._tell),
             self._loop("evict", EVICT_S, self._evict),
             self._loop("recover", RECOVER_S, self._recover),
+            self._loop("keeping", KEEPING_S, self._keeping.turn),
             self._loop("heartbeat", TURN_S, self._neighbours.turn),
             self._loop("follow", FOLLOW_S, lambda: self._follower.run(self._stop)),
             *(self._loop(*each) for each in self._mending.loops(self._uplink)),

@@ -129,7 +129,7 @@ def test_report_goes_to_a_new_association_where_the_peer_wants_that(ward: Ward) 
 def test_wrong_class_and_rejected_instances_are_reported_as_failed(ward: Ward) -> None:
     """Event Type 2 with a reason for each; what is good is in it as committed."""
     good, rejected, wrong = ward.store(), ward.store(), ward.store()
-    ward.node.azekura("study", "reject", rejected.study)
+    ward.node.azekura("study", "reject", rejected.study, "--reason", "113001")
     with ward.cloud.associated(ward.node) as association:
         assert ask(association, wrong.sop_instance, sop_class_uid=MR) == 0x0000
         report = ward.cloud.report()
