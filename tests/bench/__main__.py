@@ -1,6 +1,6 @@
 """`make bench`: this node beside Orthanc and DCMTK, in one run; writes docs/benchmarks.md.
 
-    python -m tests.bench [--quick] [--only store,retrieve,recall,throttle,find]
+    python -m tests.bench [--quick] [--only store,retrieve,recall,throttle,find,standby]
 
 `--quick` takes a tenth of everything, and writes nothing: to see that it works.
 """
@@ -16,6 +16,7 @@ from appliance.remote.embedded import EmbeddedS3
 from tests.bench import (
     measure_find,
     measure_retrieve,
+    measure_standby,
     measure_store,
     measure_throttle,
     peers,
@@ -26,7 +27,7 @@ from tests.support.tcp_proxy import TcpProxy
 
 BUCKET = "bench"
 WAN_RATE = "50 Mbit/s"
-PARTS = ("store", "retrieve", "recall", "throttle", "find")
+PARTS = ("store", "retrieve", "recall", "throttle", "find", "standby")
 
 
 class Bench:
@@ -141,6 +142,20 @@ class Bench:
                     answered.p99_ms / before.p99_ms, 2.0, "≤",
                 ),
             ]  # fmt: skip
+
+    def standby(self) -> None:
+        """A standby from an empty disk."""
+        count = self._big
+        found = measure_standby.measure(self._folder / "standby", self._server, BUCKET, count)
+        name = f"standby, {count:,} instances"
+        self.facts += [
+            report.Fact(f"{name}: ledger to index, instances/s", found.instances_per_s, 20e3, "≥"),
+            report.Fact(f"{name}: peak memory of the uplink in MB", found.memory_mb, 1000.0, "≤"),
+            report.Fact(
+                f"{name}: C-FIND p99 in ms while catching up", found.catching_up_p99_ms, 200.0, "≤"
+            ),
+            report.Fact(f"{name}: C-FIND p99 in ms after", found.caught_up_p99_ms, 20.0, "≤"),
+        ]
 
 
 def main() -> int:

@@ -29,10 +29,10 @@ from tests.support.manual_clock import ManualClock
 AUDIT_S = 3600.0
 
 
-def facts(number: int, node: str = "site-a") -> PackFacts:
-    """Return a pack with one instance of a study of its own."""
-    study = f"1.2.{number}"
-    one = instance(study, f"{study}.1", f"{study}.1.1", PatientID=f"P{number}")
+def facts(number: int, node: str = "site-a", study_number: int = 0) -> PackFacts:
+    """Return a pack with one instance, of a study of its own if none is named."""
+    study = f"1.2.{study_number or number}"
+    one = instance(study, f"{study}.1", f"{study}.1.1", PatientID=f"P{number}", content=node)
     return pack(number, [one], node=node, cloud=cloud_copy(number))
 
 
@@ -126,11 +126,11 @@ class Sites:
         key = SigningKey.create(str(self.folder / f"{key_name or node}.pem"))
         return MadeLedger(node, key, self.recipients)
 
-    def write(self, *numbers: int, ledger: MadeLedger | None = None) -> None:
+    def write(self, *numbers: int, ledger: MadeLedger | None = None, study_number: int = 0) -> None:
         """Write an entry with one pack for each number."""
         target = ledger or self.a
         for number in numbers:
-            target.put(self.store, [pack_record(facts(number, target.node))])
+            target.put(self.store, [pack_record(facts(number, target.node, study_number))])
 
     def write_checkpoints(
         self,
