@@ -109,7 +109,7 @@ def test_a_fetch_that_fails_in_the_middle_loses_nothing(sites: Sites) -> None:
     assert box.found() == []
 
 
-class _FullAtCommit(FileSystem):
+class _Failing(FileSystem):
     """A disk that fails a write of one name."""
 
     def __init__(self, part: str) -> None:
@@ -124,13 +124,28 @@ class _FullAtCommit(FileSystem):
 def test_an_entry_whose_copy_can_not_be_written_is_not_applied(sites: Sites) -> None:
     """A rebuild would not have it: the copy comes first."""
     sites.write(1, 2)
-    box = sites.box(files=_FullAtCommit("000000000002.json"))
+    box = sites.box(files=_Failing("000000000002.json"))
     with pytest.raises(StorageFailed):
         box.follow()
     assert 2 not in box.studies()
     again = sites.restarted(box)
     again.follow()
     assert again.studies() == {1, 2}
+
+
+def test_behind_a_gap_nothing_is_applied_before_the_gap_is_written_down(sites: Sites) -> None:
+    """A crash right after the commit of the index does not make the missing entry forgotten."""
+    sites.write(1, 2, 3)
+    key = entry_key("site-a", 2)
+    sites.store.delete_version(key, next(iter(sites.store.versions(key))).version_id)
+    box = sites.box(files=_Failing("follow/site-a.json"))
+    with pytest.raises(StorageFailed):
+        box.follow()
+    assert box.studies() == set()
+    again = sites.restarted(box)
+    again.follow()
+    assert again.studies() == {1, 3}
+    assert again.found() == [(Kind.MISSING, 2, 2)]
 
 
 def test_a_state_that_is_lost_is_made_again_from_the_copies(sites: Sites) -> None:
