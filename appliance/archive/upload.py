@@ -240,7 +240,8 @@ class PackUpload:
             raise Damaged("settle an upload", key, "the key is taken but shows no version")
         info = self._store.head(key, oldest.version_id)
         if note.matches(info):
-            if note.lock and info.lock and info.lock.until < note.lock.until:
+            # One without a lock was put while the bucket did not lock: it can be made good.
+            if note.lock and (info.lock is None or info.lock.until < note.lock.until):
                 self._store.extend_lock(key, oldest.version_id, note.lock)
             return oldest.version_id, note
         adopted = self._adopt(pack_id, info)

@@ -153,6 +153,17 @@ def test_a_bucket_that_keeps_no_lock_verifies_nothing(box: Box, pack_id: str) ->
         _upload(box, pack_id)
 
 
+def test_a_pack_without_a_lock_is_made_good_once_the_bucket_locks(box: Box, pack_id: str) -> None:
+    """It was put before the bucket was set right: locked now, not left pending for ever."""
+    box.store.carries_lock = False
+    with pytest.raises(CloudMisconfigured, match="no lock"):
+        _upload(box, pack_id)
+    box.store.carries_lock = True
+    record = _upload(box, pack_id)
+    (version,) = box.store._keys[record.key]
+    assert version.lock.until.timestamp() == record.locked_until_us / 1e6
+
+
 def test_a_bucket_that_stores_other_bytes_verifies_nothing(box: Box, pack_id: str) -> None:
     """It says 200 and holds something else: the HEAD's checksum tells."""
     box.store.fail("head", Fault("before", CloudUnavailable("fake", "", "later")))
