@@ -36,6 +36,7 @@ RETRY_MIN_S = 15.0
 RETRY_MAX_S = 3600.0
 REPORT_MAX_S = 7 * 86400.0
 FINISHED_KEPT_S = 30 * 86400.0
+CLOCK_STEP_MAX_S = 86400.0
 
 # PS3.3 C.14.1.1
 PROCESSING_FAILURE = 0x0110
@@ -248,8 +249,8 @@ class CommitmentBook:
         self._checks = {item.key: self._checks.get(item.key) or _Check(item) for item in waiting}
         for item in waiting:
             check = self._checks[item.key]
-            overdue = now_us >= item.deadline_at_us
-            if check.next_at_us > now_us and not overdue:
+            overdue = now_us >= item.deadline_at_us or _is_of_another_clock(item, now_us)
+            if _is_ahead(check.next_at_us, now_us, CHECK_INTERVAL_MAX_S) and not overdue:
                 continue
             if self._settle_some(item, check, now_us, overdue):
                 check.interval_s = CHECK_INTERVAL_MIN_S
@@ -331,7 +332,7 @@ class CommitmentBook:
             found = [
                 item
                 for item in self._open.values()
-                if item.state == DUE and item.next_attempt_at_us <= now_us
+                if item.state == DUE and not _is_ahead(item.next_attempt_at_us, now_us, RETRY_MAX_S)
             ]
         return sorted(found, key=lambda item: item.decided_at_us)
 
@@ -464,6 +465,19 @@ class CommitmentBook:
 
 def _distinct(instances: Sequence[Reference]) -> tuple[Reference, ...]:
     return tuple({item.sop_instance_uid: item for item in instances}.values())
+
+
+def _is_ahead(at_us: int, now_us: int, ahead_max_s: float) -> bool:
+    """Tell whether a time is still to come; one too far ahead was set before the clock went back.
+
+    Wall time is what outlives a restart, and what an administrator or NTP sets right at any moment.
+    """
+    return 0 < at_us - now_us <= ahead_max_s * 1_000_000
+
+
+def _is_of_another_clock(item: Transaction, now_us: int) -> bool:
+    """Tell whether it was asked for at a time that has not come yet: its deadline says nothing."""
+    return item.requested_at_us - now_us > CLOCK_STEP_MAX_S * 1_000_000
 
 
 def _judge(reference: Reference, reached: Reached | None, rung: str) -> int | None:

@@ -34,6 +34,7 @@ from appliance.config.load import load
 from appliance.config.model import Config
 from appliance.daemons.checkpointing import TURN_S as CHECKPOINT_S
 from appliance.daemons.checkpointing import Checkpointing
+from appliance.daemons.clock import ClockWatch
 from appliance.daemons.drilling import Drilling
 from appliance.daemons.keeping import KEEPING_S, Keeping
 from appliance.daemons.mending import Mending
@@ -63,6 +64,7 @@ DRILL_S = 60.0
 RECOVER_S = 10.0
 FOLLOW_S = 2.0
 ORPHAN_S = 3600.0
+CLOCK_S = 10.0
 YOUNG_OBJECTS = 50_000
 
 _log = log.get("uplink")
@@ -144,6 +146,7 @@ class _Uplink:
         )  # fmt: skip
         self._neighbours = Neighbours(parts, store, self._uplink, self._signing_key())
         self._evict_problem: Problem | None = None
+        self._clocks = ClockWatch(parts.clock, store)
         # Whoever finds something wrong that status should show is asked by `_tell`.
         self._problem_sources: list[Callable[[], list[Problem]]] = [
             self._mending.problems,
@@ -152,6 +155,7 @@ class _Uplink:
             self._neighbours.problems,
             self._keeping.problems,
             lambda: [self._evict_problem] if self._evict_problem is not None else [],
+            self._clocks.problems,
         ]
         self._threads = self._loops()
 
@@ -168,6 +172,7 @@ class _Uplink:
             self._loop("heartbeat", TURN_S, self._neighbours.turn),
             self._loop("follow", FOLLOW_S, lambda: self._follower.run(self._stop)),
             *(self._loop(*each) for each in self._mending.loops(self._uplink)),
+            self._loop("clock", CLOCK_S, self._clocks.look),
         ]
         if self._uplink is not None:
             backlog = BacklogWatch(
@@ -190,7 +195,9 @@ class _Uplink:
         """Return what uploads packs and writes the own ledger."""
         parts, config = self._parts, self._parts.config
         identities, recipients = parts.identities(), parts.recipients()
-        retention = Retention(store, config.cloud.object_lock, config.cloud.retention_s)
+        retention = Retention(
+            store, config.cloud.object_lock, config.cloud.retention_s, parts.clock
+        )
         self._upload = PackUpload(
             parts.files, parts.clock, store, parts.layout, recipients, identities, retention
         )

@@ -86,7 +86,12 @@ def sample(study: int, number: int, size_bytes: int = 2000, *, version: int = 0)
 
 
 class StillClock(ManualClock):
-    """A clock for the thread that closes packs: it waits until it is told to stop."""
+    """The box's clock for the thread that closes packs: it waits until it is told to stop."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__()
+        self.now = clock.now
+        self.monotonic_s = clock.monotonic_s
 
     def wait(self, event, timeout_s):
         return event.wait()
@@ -133,7 +138,7 @@ class Box:
         self._ingest: Ingest | None = None
         self.requests = RequestBox(self.files, self.layout.requests)
         self.pins = Pins(self.files, self.layout.pins)
-        self.retention = Retention(store, lock_mode, 30 * DAY_S)
+        self.retention = Retention(store, lock_mode, 30 * DAY_S, self.clock)
         self.recipients = [self.identities[0].recipient, self.recovery[0].recipient]
         self.evictor = Evictor(
             self.files, self.clock, self.layout, self.index, store, self.space, self.pins, *water
@@ -156,8 +161,8 @@ class Box:
         """The writer, started on first use."""
         if self._ingest is None:
             self._ingest = Ingest(
-                self.files, StillClock(), self.layout, self._writer, self._packs, self.index,
-                self.space, self.fatal.append,
+                self.files, StillClock(self.clock), self.layout, self._writer, self._packs,
+                self.index, self.space, self.fatal.append,
             )  # fmt: skip
             self._ingest.start()
         return self._ingest

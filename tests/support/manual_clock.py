@@ -28,6 +28,11 @@ class ManualClock:
             self._at += timedelta(seconds=seconds)
             self._monotonic_s += seconds
 
+    def set(self, at: datetime) -> None:
+        """Set the wall clock, as an administrator or NTP does; no time passes."""
+        with self._guard:
+            self._at = at
+
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
         if not event.is_set():
             self.advance(timeout_s)

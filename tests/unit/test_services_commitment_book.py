@@ -310,3 +310,37 @@ def test_book_makes_no_path_of_a_peers_uid(world):
     world.ask("1", transaction="../../../etc/passwd")
     (name,) = os.listdir(world.directory)
     assert len(name) == len("".join("0" for _ in range(64)) + ".json")
+
+
+def test_a_report_is_tried_although_the_clock_went_back(world):
+    """Its next attempt was set for 2099, by a clock that has been set right since."""
+    right = world.clock.now()
+    world.clock.set(right.replace(year=2099))
+    world.reach("1.1", "cloud")
+    key = world.ask("1.1").key
+    world.settle_after(1)
+    world.book.mark_failed(key)
+    assert world.book.due() == []
+    world.clock.set(right)
+    assert [each.key for each in world.book.due()] == [key]
+    assert [each.key for each in world.open().due()] == [key]
+
+
+def test_a_transaction_is_decided_although_the_clock_went_back(world):
+    """What is reached is told at once; what was asked for in 2099 waits for no deadline there."""
+    right = world.clock.now()
+    world.clock.set(right.replace(year=2099))
+    world.reach("1.1", "local")
+    world.ask("1.1")
+    world.book.settle()
+    assert world.state() == WAITING
+    world.clock.set(right)
+    world.book.settle()
+    assert world.state() == DUE
+    assert [each.reason for each in world.book.due()[0].failures] == [0x0213]
+    world.ask("1.1", transaction="1.2.4")
+    world.book.settle()
+    world.clock.set(right.replace(hour=1))  # two hours back
+    world.reach("1.1", "cloud")
+    world.book.settle()
+    assert world.state("1.2.4") == DUE
