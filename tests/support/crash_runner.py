@@ -6,18 +6,15 @@ itself by SIGKILL at its N-th step; a second child restarts over the same folder
 promises. With `power` the child first makes the folder what a power cut may leave of it. The object
 store lives in this process, as a bucket outlives a node. One JSON document goes to standard output.
 
-A step is an operation on a durable file, in front of it and in the middle of a write; a commit of
-the index, in front and behind; a request to the store, in front and behind. A write is torn where
-the kernel may tear it: between two sectors, never inside one.
+A step is one of `dying_files`; a commit of the index, in front and behind; a request to the store,
+in front and behind.
 """
 
 import contextlib
 import io
 import json
 import os
-import random
 import shutil
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -32,8 +29,6 @@ from appliance.archive.layout import packs_in
 from appliance.archive.recall import clear_abandoned
 from appliance.archive.requests import Request
 from appliance.foundation import log
-from appliance.foundation.files import FileSystem
-from appliance.index.environment import Environment
 from appliance.seal.signing import SigningKey
 from tests.support.archive_box import (
     EXPLICIT,
@@ -44,174 +39,15 @@ from tests.support.archive_box import (
     packs_named,
     sample,
 )
+from tests.support.dying_files import DyingRenames, PowerFiles, Steps, die_around_commits
 from tests.support.fake_store import FakeStore
 from tests.support.manual_clock import ManualClock
-from tests.support.pack_samples import CT_STORAGE, SECTOR_BYTES, survivors
+from tests.support.pack_samples import CT_STORAGE
 
 STEPS_MAX = 2000
 CHECKPOINTS = (2,)  # entries a range
 SAMPLES = [sample(number % 2, number) for number in range(5)] + [sample(2, 9, 30_000)]
 PROMISE, RESULT = "promise", "result"
-
-
-class Steps:
-    """Counts steps; at the chosen one the process is gone, after `last_act`."""
-
-    def __init__(self, at: int) -> None:
-        self._at = at
-        self._guard = threading.Lock()
-        self.count = 0
-        self.last_act: Callable[[], object] = int
-
-    def step(self, before_end: Callable[[], object] | None = None) -> None:
-        with self._guard:
-            self.count += 1
-            if self.count != self._at:
-                return
-            if before_end is not None:
-                before_end()
-            self.last_act()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-class DyingFiles(FileSystem):
-    """The operations on durable files, each a step; a write is two: in front and in the middle."""
-
-    def __init__(self, steps: Steps) -> None:
-        self._steps = steps
-
-    def pwritev(self, fd, buffers, offset):
-        self._steps.step()
-        content = b"".join(bytes(each) for each in buffers)
-        middle = (offset + len(content) // 2) // SECTOR_BYTES * SECTOR_BYTES - offset
-        self._steps.step(lambda: middle > 0 and os.pwrite(fd, content[:middle], offset))
-        return super().pwritev(fd, buffers, offset)
-
-    def write_volatile(self, path, content):
-        self._steps.step()
-        super().write_volatile(path, content)
-
-
-def _stepped(name: str) -> Callable[..., Any]:
-    real = getattr(FileSystem, name)
-
-    def operation(self, *arguments, **named):
-        self._steps.step()
-        return real(self, *arguments, **named)
-
-    return operation
-
-
-for _name in ("open", "preallocate", "truncate", "fdatasync", "fsync_directory"):
-    setattr(DyingFiles, _name, _stepped(_name))
-
-
-class DyingRenames(DyingFiles):
-    """Also between a rename or unlink and the flush of its directory."""
-
-    def rename(self, source, target):
-        self._steps.step()
-        super().rename(source, target)
-
-    def unlink(self, path):
-        self._steps.step()
-        super().unlink(path)
-
-
-class PowerFiles(DyingFiles):
-    """Remembers what of files and directories was flushed, and at the end forgets the rest.
-
-    Of the bytes of a file any sectors that were not flushed may be there; of the directory entries
-    the oldest changes up to any. The index is LMDB's own affair: it flushes at each commit.
-    """
-
-    def __init__(self, steps: Steps, folder: Path, seed: int) -> None:
-        super().__init__(steps)
-        self._draw = random.Random(seed)
-        self._folder = folder
-        self._stash = folder / "stash"
-        self._stash.mkdir()
-        self._flushed: dict[int, bytes] = {}
-        self._changes: list[tuple[str, Callable[[], object]]] = []
-        steps.last_act = self.cut
-
-    def open(self, path, flags, mode=0o660):
-        known = os.path.isfile(path)
-        if known:
-            self._flushed.setdefault(os.stat(path).st_ino, Path(path).read_bytes())
-        fd = super().open(path, flags, mode)
-        if not known and not os.path.isdir(path):
-            self._flushed[os.fstat(fd).st_ino] = b""
-            self._changes.append((os.path.dirname(path), lambda: os.unlink(path)))
-        return fd
-
-    def fdatasync(self, fd):
-        super().fdatasync(fd)
-        self._flushed[os.fstat(fd).st_ino] = Path(f"/proc/self/fd/{fd}").read_bytes()
-
-    def fsync_directory(self, path):
-        super().fsync_directory(path)
-        self._changes = [each for each in self._changes if each[0] != path]
-
-    def rename(self, source, target):
-        self._steps.step()
-        kept = self._keep(target)
-
-        def undo() -> None:
-            if not os.path.exists(source):
-                os.rename(target, source)
-                if kept is not None:
-                    os.rename(kept, target)
-
-        self._changes.append((os.path.dirname(target), undo))
-        super().rename(source, target)
-
-    def unlink(self, path):
-        self._steps.step()
-        kept = self._keep(path)
-        if kept is not None:
-
-            def undo() -> None:
-                if not os.path.exists(path):
-                    os.rename(kept, path)
-
-            self._changes.append((os.path.dirname(path), undo))
-        super().unlink(path)
-
-    def _keep(self, path: str) -> str | None:
-        """Keep a file that loses its name; None when there is none."""
-        if not os.path.exists(path):
-            return None
-        kept = str(self._stash / f"{len(os.listdir(self._stash))}")
-        os.link(path, kept)
-        return kept
-
-    def cut(self) -> None:
-        """Leave what a power cut may leave."""
-        lost = self._draw.randint(0, len(self._changes))
-        for _, undo in reversed(self._changes[len(self._changes) - lost :]):
-            undo()
-        for path in (self._folder / "data").rglob("*"):
-            if not path.is_file() or path.is_relative_to(self._folder / "data" / "index"):
-                continue
-            flushed = self._flushed.get(path.stat().st_ino)
-            written = path.read_bytes()
-            if flushed is not None and flushed != written:
-                path.write_bytes(survivors(self._draw, flushed, written))
-
-
-def die_around_commits(steps: Steps) -> None:
-    """Make each commit of the index two steps."""
-    real = Environment.end
-
-    def end(self, transaction, *, commit=False):
-        if commit:
-            steps.step()
-        real(self, transaction, commit=commit)
-        if commit:
-            steps.step()
-
-    Environment.end = end
 
 
 class RemoteStore:
