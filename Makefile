@@ -9,7 +9,7 @@ BIN := .venv/bin
 # More words for the command that a target runs: make run ARGS="--data /srv/demo"
 ARGS ?=
 
-.PHONY: help setup run test check bench soak lock docs clean
+.PHONY: help setup run test check bench soak seeded lock docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -41,6 +41,10 @@ bench: ## measure against DCMTK and Orthanc on this machine
 soak: ## run the tests that take longer than a minute
 	@tools/setup test
 	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+seeded: ## put known bugs into a copy, one by one, and see that the tests notice each
+	@tools/setup test
+	@$(BIN)/python -m tests.seeded $(ARGS)
 
 lock: ## write requirements/*.txt anew; needs uv
 	@tools/lock $(ARGS)
