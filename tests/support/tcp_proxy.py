@@ -19,11 +19,12 @@ PIECE_BYTES = 64 * 1024
 
 
 class TcpProxy:
-    """Listens on 127.0.0.1:`port` and forwards to `target`. One thread a direction."""
+    """Listens on `host`:`port` and forwards to `target`. One thread a connection."""
 
-    def __init__(self, target: tuple[str, int]) -> None:
+    def __init__(self, target: tuple[str, int], host: str = "127.0.0.1") -> None:
         self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.host = host
+        self._listener = socket.create_server((host, 0))
         self.port = int(self._listener.getsockname()[1])
         self._guard = threading.Lock()
         self._open: set[socket.socket] = set()
@@ -45,7 +46,7 @@ class TcpProxy:
     @property
     def url(self) -> str:
         """Return the proxy's address as an http URL."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def stalled(self) -> bool:
