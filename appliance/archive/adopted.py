@@ -1,26 +1,22 @@
 """The configurations that followed nodes have published: the latest of each.
 
-Owns `state/adopted.json`, written by whoever follows the ledgers and read by everybody. It follows
-from the ledgers, so that losing it loses nothing: `Adopted.recall` reads it out of their local
-copies again. What is made of it is decided in `config.adopting`.
+Owns `state/adopted.json`, written by whoever follows the ledgers, beside how far they are followed,
+and read by everybody. Who loses `state/` follows from the beginning, and finds them again. What is
+made of it is decided in `config.adopting`.
 """
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from appliance.archive.layout import Layout
-from appliance.archive.ledger_entry import open_entry
 from appliance.archive.problem import Problem
 from appliance.archive.records import Configured, Record
 from appliance.config.adopting import Adopted, Published, adopt
 from appliance.config.model import Config
 from appliance.foundation import log
-from appliance.foundation.errors import AzekuraError
 from appliance.foundation.files import FileSystem
-from appliance.seal.identity import Identity
 
 _log = log.get("adopted")
 
@@ -41,44 +37,17 @@ class AdoptedBook:
         self._lock = threading.Lock()
         self._sources = read_sources(layout)
 
-    def take(self, node: str, sequence: int, records: Iterable[Record]) -> None:
-        """Take in what an entry says, once it was proved; an older one changes nothing."""
-        found = [each for each in records if isinstance(each, Configured)]
-        if not found:
+    def take(self, node: str, sequence: int, record: Record) -> None:
+        """Take in what an entry that was proved says; an older one changes nothing."""
+        if not isinstance(record, Configured):
             return
         with self._lock:
             known = self._sources.get(node)
-            if known is not None and known.sequence >= sequence:
+            if known is not None and known.sequence > sequence:
                 return
-            self._sources = self._sources | {node: Source(sequence, found[-1])}
+            self._sources = self._sources | {node: Source(sequence, record)}
             self._files.write_atomic(_path(self._layout), msgspec.json.encode(self._sources))
         _log.info("configuration_adopted", node=node, sequence=sequence)
-
-    def recall(self, nodes: Iterable[str], identities: Sequence[Identity]) -> None:
-        """Read what is not known of these nodes out of the local copies, which were proved."""
-        for node in nodes:
-            if node not in self._sources:
-                self._recall_one(node, identities)
-
-    def _recall_one(self, node: str, identities: Sequence[Identity]) -> None:
-        directory = os.path.join(self._layout.ledger, node)
-        try:
-            names = sorted(os.listdir(directory), reverse=True)
-        except FileNotFoundError:
-            return
-        for name in names:
-            number = name.removesuffix(".json.gz.age")
-            if not number.isdecimal():
-                continue
-            try:
-                with open(os.path.join(directory, name), "rb") as file:
-                    records = open_entry(file.read(), identities).records
-            except (AzekuraError, OSError) as error:
-                _log.warning("copy_not_read", node=node, error=type(error).__name__)
-                continue
-            if any(isinstance(each, Configured) for each in records):
-                self.take(node, int(number), records)
-                return
 
 
 def _path(layout: Layout) -> str:

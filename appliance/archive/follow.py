@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from appliance.archive.adopted import AdoptedBook
 from appliance.archive.checkpoint_read import CheckpointSource
 from appliance.archive.entry_copies import EntryCopies
 from appliance.archive.following import Following
@@ -60,11 +61,13 @@ class Follower:
         own_sequence: Callable[[], int] | None = None,
         checkpoints: CheckpointSource | None = None,
         audit_s: float = AUDIT_S,
+        adopted: AdoptedBook | None = None,
     ) -> None:
         """`signers`: of each other node the public keys that may sign its ledger.
 
         `own_sequence`: the last entry of the own ledger in the bucket; None for a node that has no
-        ledger. `checkpoints`: None for who reads single entries only.
+        ledger. `checkpoints`: None for who reads single entries only. `adopted`: takes the
+        configurations that the nodes publish.
         """
         self._clock = clock
         self._condition = condition
@@ -79,7 +82,7 @@ class Follower:
         self._own: Following | None = None
         for name, keys in signers.items():
             copies = EntryCopies(files, layout, name)
-            following = Following(files, clock, layout, index, name)
+            following = Following(files, clock, layout, index, name, adopted)
             follower = LedgerFollower(
                 clock, index, store, copies, following, identities, frozenset(keys), self._pool,
                 checkpoints,

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from appliance.archive.adopted import AdoptedBook
 from appliance.archive.applying import apply_record
 from appliance.archive.findings import Finding, Findings, Kind
 from appliance.archive.layout import Layout
@@ -87,12 +88,20 @@ class Following:
     """The state of one followed ledger, and the way into the index."""
 
     def __init__(
-        self, files: FileSystem, clock: Clock, layout: Layout, index: Index, node: str
+        self,
+        files: FileSystem,
+        clock: Clock,
+        layout: Layout,
+        index: Index,
+        node: str,
+        adopted: AdoptedBook | None = None,
     ) -> None:
+        """`adopted`: takes the configurations that the node publishes."""
         self.node = node
         self._files = files
         self._clock = clock
         self._index = index
+        self._adopted = adopted
         self._path = follow_state_path(layout, node)
         files.make_directory(os.path.dirname(self._path))
         state = load_follow_state(layout, node)
@@ -136,7 +145,10 @@ class Following:
         StorageFailed, IndexDamaged: nothing is remembered then.
         """
         self.save()
-
+        if self._adopted is not None:  # before the state goes on, which never comes back here
+            for checked in batch:
+                for placed in checked.records:
+                    self._adopted.take(self.node, placed.sequence, placed.record)
         self._index.transact(lambda txn: apply_checked(txn, self.node, batch))
         for checked in batch:
             if checked.last > self.sequence:

@@ -95,6 +95,11 @@ class Ledger:
         return self._state.confirmed_sequence
 
     @property
+    def begun(self) -> bool:
+        """Whether this box has ever written to it, or tried to."""
+        return self._last > 0 or bool(self._state.incarnations)
+
+    @property
     def unconfirmed(self) -> bool:
         """Whether the last entry on disk is not known to be in the bucket yet."""
         return self._last > self._state.confirmed_sequence

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from appliance.archive.accepting import Accepting
 from appliance.archive.damaged import damaged_rows
 from appliance.archive.drill_book import last_drill
 from appliance.archive.forecast import forecast
@@ -97,6 +98,7 @@ def node_status(
     An index that can't be used leaves its figures unknown, and is the first of the problems.
     """
     nodes = nodes_now(layout, clock)
+    refusal = Accepting(layout, clock, config).refusal
     applied: dict[str, int] = {}
     try:
         with index.read() as view:
@@ -135,6 +137,8 @@ def node_status(
         "damaged": damaged_rows(layout)[:DAMAGED_SHOWN_MAX],
         "replicas": list(uplink.replicas) if uplink is not None and alive else [],
         "nodes": node_documents(nodes, applied),
+        "accepts_stores": refusal is None,
+        "refusal": refusal,
         "following": uplink.following if uplink is not None else [],
         "last_drill": last_drill(layout),
         "problems": problems,

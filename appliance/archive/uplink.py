@@ -87,12 +87,15 @@ class Uplink:
         condition: IndexCondition | None = None,
         keys: KeyChange | None = None,
         salvage: Callable[[str], bool] | None = None,
+        opens: Callable[[], bool] | None = None,
     ) -> None:
         """Take over; nothing runs before `start`.
 
         `bucket`, `condition`: what is known of bucket and index; without one it is sound.
         `keys`: what is told of the keys when they change. `salvage`: called with a damaged pack
-        that a thread here has in work; tells whether it was taken out of the way.
+        that a thread here has in work; tells whether it was taken out of the way. `opens`: whether
+        a node that begins its ledger only when there is something to write in it should begin now;
+        None for one that begins at its start.
         """
         self._keys = keys
         self._salvage = salvage
@@ -119,6 +122,11 @@ class Uplink:
         self._problems: dict[str, Problem] = {}
         self._foreign = False
         self._ledger_ready = threading.Event()
+        self._opens = opens
+        # Set once there is a ledger, or something to write in one.
+        self._needed = threading.Event()
+        if opens is None or ledger.begun:
+            self._needed.set()
         self._threads: list[threading.Thread] = []
 
     # --- life
@@ -170,7 +178,8 @@ class Uplink:
         with self._lock:
             if self._foreign:
                 return False
-            return True if self._ledger_ready.is_set() or "ledger" in self._problems else None
+            known = self._ledger_ready.is_set() or "ledger" in self._problems
+            return True if known or not self._needed.is_set() else None
 
     @property
     def incarnation(self) -> str:
@@ -242,6 +251,7 @@ class Uplink:
         while not self._stop.is_set():
             self._seal_closed()
             try:
+                self._look_for_need()
                 if self._knows_all:
                     self._find_pending()
             except IndexDamaged as error:
@@ -251,8 +261,18 @@ class Uplink:
     @property
     def _knows_all(self) -> bool:
         """Whether the index has all that the ledger names: else it would be uploaded again."""
-        whole = self._condition is None or self._condition.incomplete() is None
-        return self._ledger_ready.is_set() and whole
+        return self._ledger_ready.is_set() and self._index_is_whole
+
+    @property
+    def _index_is_whole(self) -> bool:
+        return self._condition is None or self._condition.incomplete() is None
+
+    def _look_for_need(self) -> None:
+        """Begin the ledger once studies are taken here, or one is here that no ledger names."""
+        if self._needed.is_set() or self._opens is None:
+            return
+        if self._opens() or (self._index_is_whole and self._not_verified()):
+            self._needed.set()
 
     def _seal_closed(self) -> None:
         for pack_id in packs_in(self._layout.closed):
@@ -284,7 +304,8 @@ class Uplink:
         self._report(f"pack:{pack_id}", error)
         return False
 
-    def _find_pending(self) -> None:
+    def _not_verified(self) -> list[str]:
+        """Return the sealed packs that the index does not call verified and nobody works on."""
         sealed = packs_in(self._layout.sealed)
         with self._lock:
             unknown = [
@@ -302,6 +323,10 @@ class Uplink:
                     self._settled.add(pack_id)
                 else:
                     pending.append(pack_id)
+        return pending
+
+    def _find_pending(self) -> None:
+        pending = self._not_verified()
         senders = {pack_id: pack_sender(self._layout.sealed_path(pack_id)) for pack_id in pending}
         with self._work:
             for pack_id, sender in senders.items():
@@ -386,10 +411,14 @@ class Uplink:
         with self._work:
             if not self._records:
                 self._records_since_s = self._clock.monotonic_s()
+            self._needed.set()
             self._records.append(queued)
             self._work.notify_all()
 
     def _run_ledger(self) -> None:
+        while not self._needed.is_set():
+            if self._clock.wait(self._stop, SCAN_S):
+                return
         self._until_it_works(self._open_ledger)
         while True:
             batch = self._next_batch()

@@ -24,6 +24,7 @@ from appliance.cli import (
     key,
     replace,
     retention,
+    retire,
     serve,
     status,
     study,
@@ -53,7 +54,7 @@ app.add_typer(expire.app, name="expire")
 for command in (
     serve.serve, serve.receive, serve.uplink, serve.web, demo.demo, status.status, status.drain,
     doctor.doctor, verify.verify, verify.rebuild_index, verify.recover, drill.drill,
-    replace.replace, retention.retention,
+    replace.replace, retention.retention, retire.retire,
 ):  # fmt: skip
     app.command()(command)
 

@@ -48,6 +48,8 @@ def _text(found: dict[str, Any]) -> str:
         f"cache     {cached} of {capacity}, full in {full}",
         f"upload    {rate}/s, throttle {limit}, ledger at {found['ledger_sequence']}",
     ]
+    if found["role"] == "standby" or not found["accepts_stores"]:
+        lines.append(f"stores    {_stores_line(found)}")
     lines += [f"replica   {each['name']}, link {each['link']}" for each in found["replicas"]]
     lines += [f"node      {_node_line(each)}" for each in found["nodes"]]
     lines += [
@@ -64,6 +66,10 @@ def _text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _stores_line(found: dict[str, Any]) -> str:
+    return "new studies are taken" if found["accepts_stores"] else f"refused: {found['refusal']}"
+
+
 def _node_line(node: dict[str, Any]) -> str:
     """Return what is to be said of another node."""
     text = f"{node['node']}"
@@ -76,8 +82,6 @@ def _node_line(node: dict[str, Any]) -> str:
             text += f" is alive, last heard at {node['heard_at']}"
         case state:
             text += f" is {state}" + (f" since {node['since']}" if node["since"] else "")
-    if node["lag"] is not None:
-        text += f"; its ledger is at {node['ledger_sequence']}, {node['lag']} entries behind here"
     return text
 
 

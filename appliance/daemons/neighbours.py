@@ -6,6 +6,7 @@ Owns how heartbeats and the published configuration are put together; decides no
 import secrets
 
 from appliance import __version__
+from appliance.archive.adopted import Source, adoption_problems, read_sources
 from appliance.archive.heartbeats import Heartbeats, Own
 from appliance.archive.problem import Problem
 from appliance.archive.publishing import Publisher
@@ -30,6 +31,10 @@ class Neighbours:
     ) -> None:
         """`uplink`: None on a node that writes no ledger; it beats all the same if it has a key."""
         config = parts.config
+        self._config, self._layout = config, parts.layout
+        # What could not be adopted, and of which publications; belongs to who asks `problems`.
+        self._sources: dict[str, Source] = {}
+        self._adoption: list[Problem] = []
         self._uplink = uplink
         self._heartbeats = Heartbeats(
             parts.files, parts.clock, store, parts.layout, config.node.name, config.node.role,
@@ -52,7 +57,11 @@ class Neighbours:
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the others, as seen from here."""
-        return self._heartbeats.problems()
+        sources = read_sources(self._layout)
+        if sources != self._sources:
+            self._adoption = adoption_problems(self._config, self._layout)
+            self._sources = sources
+        return [*self._heartbeats.problems(), *self._adoption]
 
     def _own(self) -> Own | None:
         """Return what the heartbeat says; None while another box may have this node's name."""

@@ -8,36 +8,20 @@ directory, each with a writer's name and a port of its own.
 import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
 
-from appliance.archive.archive import Archive
-from appliance.archive.commitment import CommitmentBook
 from appliance.archive.damage_report import reporter
-from appliance.archive.freshness import Freshness
 from appliance.archive.ingest import Ingest
-from appliance.archive.queries import Queries
 from appliance.archive.recall import Recaller
 from appliance.archive.requests import RequestBox
 from appliance.archive.retrieval import Retrieval
-from appliance.archive.urgency import hurry
 from appliance.config.model import Config
 from appliance.daemons.child import Child
+from appliance.daemons.edge import Edge
 from appliance.daemons.parts import Parts
 from appliance.daemons.running import Running, notify
-from appliance.dimse.acceptor import Acceptor
-from appliance.dimse.commitment import commitment_service
-from appliance.dimse.find import find_service
-from appliance.dimse.get import get_service
-from appliance.dimse.move import move_service
-from appliance.dimse.reporter import Reporter
-from appliance.dimse.storage import storage_service
-from appliance.dimse.tls import client_context
-from appliance.dimse.verification import verification_service
 from appliance.foundation import log
 from appliance.foundation.errors import CloudError, UsageError
-from appliance.pixels.transcode import Transcoder
 
-DRAIN_TIMEOUT_S = 20.0
 WRITER = "receive"
 _WRITER = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
@@ -78,7 +62,9 @@ def run(
         stack.callback(ingest.stop)
         ingest.start()
         indexer.start()
-        _serve(stack, parts, running, ingest, retrieval)
+        edge = Edge(parts, running, ingest, retrieval)
+        stack.callback(edge.stop)
+        edge.start()
         notify("READY=1")
         return running.wait(retrieval.sweep)
 
@@ -86,54 +72,6 @@ def run(
 def _arguments(config_path: str, log_json: bool) -> list[str]:
     arguments = ["--config", config_path, "--parent", str(os.getpid())]
     return [*arguments, "--log-json"] if log_json else arguments
-
-
-def _serve(
-    stack: contextlib.ExitStack,
-    parts: Parts,
-    running: Running,
-    ingest: Ingest,
-    retrieval: Retrieval,
-) -> None:
-    """Start what speaks DICOM; what was started is ended by the stack."""
-    config = parts.config
-    commitments = CommitmentBook(
-        parts.files, parts.layout.commitment, parts.clock, parts.reached, _hurrying(parts)
-    )
-    queries = Queries(config, parts.index, Freshness(parts.layout))
-    archive = Archive(ingest, queries, retrieval, commitments)
-    transcoder = Transcoder()
-    stack.callback(transcoder.close_idle)
-    tls = client_context(config.dicom.tls) if config.dicom.tls else None
-    reporter = Reporter(commitments, config.dicom, parts.clock, running.fatal, tls=tls)
-    services = [
-        verification_service(),
-        storage_service(
-            archive,
-            default_issuer=config.dicom.issuer,
-            extra_sop_classes=config.dicom.extra_sop_classes,
-        ),
-        find_service(archive),
-        move_service(archive, config.dicom, transcoder, tls=tls),
-        get_service(archive, transcoder),
-        commitment_service(commitments, reporter),
-    ]
-    acceptor = Acceptor(config, services, running.fatal)
-    reporter.start()
-    stack.callback(reporter.stop)
-    stack.callback(lambda: acceptor.stop(0.0 if running.exit_code else DRAIN_TIMEOUT_S))
-    acceptor.start()
-
-
-def _hurrying(parts: Parts) -> Callable[[Sequence[str]], None]:
-    """Return what the commitment book calls with instances that wait for their rung."""
-    requests = RequestBox(parts.files, parts.layout.requests)
-
-    def on_waiting(sop_instance_uids: Sequence[str]) -> None:
-        with parts.index.read() as view:
-            hurry(view, requests, sop_instance_uids, "commitment")
-
-    return on_waiting
 
 
 def _recaller(parts: Parts) -> Recaller | None:

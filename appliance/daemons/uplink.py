@@ -13,6 +13,8 @@ from functools import partial
 
 from appliance import __version__
 from appliance.archive.abandoned import recover_abandoned
+from appliance.archive.accepting import Accepting
+from appliance.archive.adopted import AdoptedBook
 from appliance.archive.backlog import BacklogWatch
 from appliance.archive.bucket_watch import BucketWatch
 from appliance.archive.checkpoint_read import CheckpointSource
@@ -207,10 +209,13 @@ class _Uplink:
             recipients, identities, retention,
         )  # fmt: skip
         self._checkpoints = Checkpointing(parts, store, signing_key, retention)
+        # A standby has a ledger from the moment on at which it takes studies.
+        accepting = Accepting(parts.layout, parts.clock, config)
+        opens = (lambda: accepting.is_open) if config.node.role == "standby" else None
         return Uplink(
             parts.files, parts.clock, parts.layout, parts.index, ledger, self._upload,
             f"azekura {__version__}", self._fatal, self._bucket, parts.condition,
-            self._checkpoints.keys, self._mending.salvage,
+            self._checkpoints.keys, self._mending.salvage, opens,
         )  # fmt: skip
 
     def _signing_key(self) -> SigningKey | None:
@@ -233,6 +238,7 @@ class _Uplink:
             parts.identities(), parts.config.keys.signers, parts.condition,
             own_sequence=None if self._uplink is None else self._own_sequence,
             checkpoints=CheckpointSource(parts.files, store, parts.layout, parts.identities()),
+            adopted=AdoptedBook(parts.files, parts.layout),
         )  # fmt: skip
 
     def start(self) -> None:

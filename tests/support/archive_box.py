@@ -7,7 +7,7 @@ restart does.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -216,6 +216,13 @@ class Box:
             uplink._open_ledger()
             self._uplink = uplink
         return self._uplink
+
+    def lazy_uplink(self, opens: Callable[[], bool]) -> Uplink:
+        """Return an uplink that begins its ledger when `opens` says so; nothing is started."""
+        return Uplink(
+            self.files, self.clock, self.layout, self.index, self.ledger(), self.upload(),
+            "test", self.fatal.append, opens=opens,
+        )  # fmt: skip
 
     def control(self) -> Control:
         """Return what answers requests."""

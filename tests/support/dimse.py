@@ -28,7 +28,7 @@ from appliance.dimse.commands import Command, decode_command
 from appliance.dimse.contexts import Context
 from appliance.dimse.limits import Limits
 from appliance.dimse.service import Service
-from appliance.dimse.storage import storage_service
+from appliance.dimse.storage import StoreGate, storage_service
 from appliance.dimse.transport import Connection
 from appliance.dimse.verification import verification_service
 from appliance.foundation.errors import AzekuraError, StorageFailed
@@ -182,6 +182,7 @@ def running(
     services: tuple[Service, ...] = (),
     drain_timeout_s: float = 0.0,
     listener: socket.socket | None = None,
+    gate: StoreGate | None = None,
 ) -> Iterator[Running]:
     config = config or make_config()
     archive = archive or RecordingArchive()
@@ -198,6 +199,7 @@ def running(
             archive,
             default_issuer=config.dicom.issuer,
             extra_sop_classes=config.dicom.extra_sop_classes,
+            gate=gate,
         ),
     )
     acceptor = Acceptor(config, (*own, *services), on_fatal, limits=limits, listener=listener)

@@ -6,12 +6,9 @@ import pytest
 
 from appliance.archive.adopted import AdoptedBook, adopted_by, adoption_problems, read_sources
 from appliance.archive.layout import Layout
-from appliance.archive.ledger_entry import FIRST_PREVIOUS, build_entry, entry_name, seal_entry
 from appliance.archive.publishing import Publisher
 from appliance.archive.records import Configured, Opened, Record
 from appliance.foundation.files import FileSystem
-from appliance.seal.identity import new_identity_file
-from appliance.seal.signing import SigningKey
 from tests.support.manual_clock import ManualClock
 from tests.support.published_sites import A, config_of, peer, site, standby
 
@@ -76,9 +73,9 @@ def test_a_configuration_is_published_once_and_when_it_changes(layout: Layout) -
 def test_of_a_node_the_latest_entry_counts(layout: Layout) -> None:
     """Entries applied in another order, or twice, change nothing; others keep theirs."""
     book = AdoptedBook(FILES, layout)
-    book.take("site-a", 9, [configured(A)])
-    book.take("site-a", 4, [configured("")])
-    book.take("site-b", 1, [Opened("x", "test", "")])
+    book.take("site-a", 9, configured(A))
+    book.take("site-a", 4, configured(""))
+    book.take("site-b", 1, Opened("x", "test", ""))
     assert {node: each.sequence for node, each in read_sources(layout).items()} == {"site-a": 9}
     assert [each.ae_title for each in adopted_by(standby(), layout).config.dicom.peers] == [
         "PACS1", "CT",
@@ -89,32 +86,15 @@ def test_of_a_node_the_latest_entry_counts(layout: Layout) -> None:
 def test_a_node_that_is_no_longer_followed_is_no_longer_heeded(layout: Layout) -> None:
     """Whoever leaves keys.signers takes its peers along."""
     book = AdoptedBook(FILES, layout)
-    book.take("site-z", 9, [configured(A)])
+    book.take("site-z", 9, configured(A))
     assert adopted_by(standby(), layout).config == standby()
 
 
 def test_a_conflict_is_a_problem_that_names_the_site(layout: Layout) -> None:
     """Status shows what could not be taken."""
     book = AdoptedBook(FILES, layout)
-    book.take("site-a", 1, [configured(A)])
+    book.take("site-a", 1, configured(A))
     assert adoption_problems(standby(), layout) == []
-    book.take("site-b", 1, [configured(peer("CT", "10.1.0.0/16", max_associations=2))])
+    book.take("site-b", 1, configured(peer("CT", "10.1.0.0/16", max_associations=2)))
     (problem,) = adoption_problems(standby(), layout)
     assert "site-b" in problem.sentence
-
-
-def test_a_lost_state_is_read_out_of_the_local_copies(layout: Layout, tmp_path: Path) -> None:
-    """The newest entry that publishes something; a damaged copy is passed over."""
-    identity = new_identity_file(str(tmp_path / "identity"))
-    key = SigningKey.create(str(tmp_path / "signing"))
-    folder = Path(layout.ledger) / "site-a"
-    folder.mkdir()
-    entries: list[list[Record]] = [
-        [configured("")], [configured(A)], [Opened("x", "test", "")], [configured("")],
-    ]  # fmt: skip
-    for number, records in enumerate(entries, 1):
-        entry = build_entry("site-a", number, "x", "", FIRST_PREVIOUS, records, key)
-        (folder / entry_name(number)).write_bytes(seal_entry(entry, [identity.recipient]))
-    (folder / entry_name(4)).write_bytes(b"damaged")
-    AdoptedBook(FILES, layout).recall(["site-a", "site-b"], [identity])
-    assert {node: each.sequence for node, each in read_sources(layout).items()} == {"site-a": 2}
