@@ -148,7 +148,7 @@ class Sites:
         writer = CheckpointWriter(
             FileSystem(), self.clock, self.store, layout, target.node,
             signing_key or target.signing_key, recipients or target.recipients, self.identities,
-            Retention(self.store, "off", 0.0), Plan(level_entries),
+            Retention(self.store, "off", 0.0, self.clock), Plan(level_entries),
         )  # fmt: skip
         while writer.write_due(target.sequence, since):
             pass
