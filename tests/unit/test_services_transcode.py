@@ -22,8 +22,8 @@ from appliance.dicom.uid import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
 )
-from appliance.dimse import transcode
 from appliance.foundation.errors import DatasetNotUnderstood, LimitExceeded
+from appliance.pixels import transcode
 from appliance.pixels.reencode import reencode
 from appliance.pixels.transcode import Transcoder
 from tests.support.services import raw_test_file, wait_for
