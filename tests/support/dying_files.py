@@ -134,7 +134,8 @@ class PowerFiles(DyingFiles):
     """Remembers what of files and directories was flushed, and at the end forgets the rest.
 
     Of the bytes of a file any sectors that were not flushed may be there; of the directory entries
-    the oldest changes up to any. The index is LMDB's own affair: it flushes at each commit.
+    the oldest changes up to any. What is in the index's files is LMDB's own affair: it flushes at
+    each commit. Whether a new generation's files are in their directory is ours.
     """
 
     def __init__(self, steps: Steps, folder: Path, seed: int) -> None:
@@ -146,6 +147,7 @@ class PowerFiles(DyingFiles):
         # By inode: what of a file is on the medium.
         self._flushed: dict[int, bytes] = {}
         self._changes: list[tuple[str, Callable[[], object]]] = []
+        self._new_directories: set[str] = set()
         steps.last_act = self.cut
 
     def open(self, path, flags, mode=0o660):
@@ -165,9 +167,15 @@ class PowerFiles(DyingFiles):
         super().fdatasync(fd)
         self._flushed[os.fstat(fd).st_ino] = Path(f"/proc/self/fd/{fd}").read_bytes()
 
+    def make_directory(self, path):
+        if not os.path.isdir(path):
+            self._new_directories.add(path)
+        super().make_directory(path)
+
     def fsync_directory(self, path):
         super().fsync_directory(path)
         self._changes = [each for each in self._changes if each[0] != path]
+        self._new_directories.discard(path)
 
     def rename(self, source, target):
         self._steps.step()
@@ -208,6 +216,10 @@ class PowerFiles(DyingFiles):
 
     def cut(self) -> None:
         """Leave what a power cut may leave."""
+        for directory in sorted(self._new_directories):
+            if Path(directory).parent.name == "index" and self._draw.random() < 0.5:
+                for path in Path(directory).glob("*.mdb"):
+                    path.unlink()
         lost = self._draw.randint(0, len(self._changes))
         for _, undo in reversed(self._changes[len(self._changes) - lost :]):
             undo()
