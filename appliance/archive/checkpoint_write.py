@@ -127,7 +127,8 @@ class CheckpointWriter:
     def due(self, sequence: int, since: int) -> list[Range]:
         """Return what is to be written, in order. See Plan.wanted."""
         wanted = self._plan.wanted(sequence, since, self._sizes)
-        return [each for each in wanted if each not in self._written | self._taken]
+        done = self._written | self._taken
+        return [each for each in wanted if each not in done]
 
     def write_due(self, sequence: int, since: int) -> bool:
         """Write the first that is due; tell whether there may be more to do at once.

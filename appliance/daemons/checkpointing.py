@@ -13,7 +13,7 @@ from appliance.daemons.parts import Parts
 from appliance.remote.store import ObjectStore
 from appliance.seal.signing import SigningKey
 
-TURN_S = 10.0
+TURN_S = 3.0
 
 
 class Checkpointing:
