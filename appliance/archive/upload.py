@@ -98,8 +98,9 @@ class PackUpload:
         OutOfSpace (no room in the spool), StorageFailed.
         """
         facts = self._check_members(pack_id)
-        note = self._spool(pack_id)
-        version_id, note = self._put(pack_id, note, lane)
+        retention_s = self._retention.seconds_for(facts)
+        note = self._spool(pack_id, retention_s)
+        version_id, note = self._put(pack_id, note, retention_s, lane)
         return self._read_back(pack_id, note, version_id, sealed, facts)
 
     def abort_orphans(self, others: Iterable[str] = ()) -> int:
@@ -146,16 +147,16 @@ class PackUpload:
                     facts.append(instance_facts(member, dataset))
         return facts
 
-    def _spool(self, pack_id: str) -> SpoolNote:
+    def _spool(self, pack_id: str, retention_s: float) -> SpoolNote:
         """Return the note of a durable spool file, made now or found."""
         path = self._layout.spool_path(pack_id)
         try:
             note = self._read_note(pack_id)
             if os.path.getsize(path) == note.size_bytes:
-                return self._with_fresh_lock(pack_id, note)
+                return self._with_fresh_lock(pack_id, note, retention_s)
         except (FileNotFoundError, msgspec.DecodeError):
             pass
-        lock = self._retention.lock()
+        lock = self._retention.lock(retention_s)
         source = self._layout.sealed_path(pack_id)
         temporary = f"{path}.tmp"
         try:
@@ -170,11 +171,11 @@ class PackUpload:
         self._save(pack_id, note)
         return note
 
-    def _with_fresh_lock(self, pack_id: str, note: SpoolNote) -> SpoolNote:
+    def _with_fresh_lock(self, pack_id: str, note: SpoolNote, retention_s: float) -> SpoolNote:
         """Return the note with a lock that begins now, if it waited long and no part was sent."""
         if note.lock is None or note.progress is not None:
             return note
-        fresh = self._retention.lock()
+        fresh = self._retention.lock(retention_s)
         if not note.may_take(fresh):
             return note
         note.set_lock(fresh)
@@ -198,7 +199,9 @@ class PackUpload:
     def _save(self, pack_id: str, note: SpoolNote) -> None:
         self._files.write_atomic(self._note_path(pack_id), msgspec.json.encode(note), 0o600)
 
-    def _put(self, pack_id: str, note: SpoolNote, lane: Lane) -> tuple[str, SpoolNote]:
+    def _put(
+        self, pack_id: str, note: SpoolNote, retention_s: float, lane: Lane
+    ) -> tuple[str, SpoolNote]:
         """Return the version id of our bytes in the bucket, and the note that describes them."""
         try:
             return self._put_spool(pack_id, note, lane), note
@@ -209,7 +212,7 @@ class PackUpload:
                 raise
         _log.error("spool_damaged", pack=pack_id)
         self.forget(pack_id)
-        note = self._spool(pack_id)
+        note = self._spool(pack_id, retention_s)
         try:
             return self._put_spool(pack_id, note, lane), note
         except ObjectExists:

@@ -51,7 +51,7 @@ def list_expired(
         at_us = parse_day(before, "--before") if before else to_microseconds(parts.clock.now())
         found = [
             term
-            for term in terms(parts.index, call.config.cloud.retention_s)
+            for term in terms(parts.index, call.config.cloud.longest_retention_s)
             if term.expired(at_us)
         ]
     found.sort(key=lambda term: (term.until_us, term.study_instance_uid))
@@ -118,7 +118,7 @@ def _chosen(call: Invocation, parts: "Parts", study: list[str] | None, at_us: in
     from appliance.foundation.clock import from_microseconds, isoformat
     from appliance.foundation.errors import Refused
 
-    retention_s = call.config.cloud.retention_s
+    retention_s = call.config.cloud.longest_retention_s
     if not study:
         return [term for term in terms(parts.index, retention_s) if term.expired(at_us)]
     found = []
@@ -164,7 +164,7 @@ def run(
         intents = Intents(parts.files, parts.layout.erasures)
         erasure = Erasure(
             parts.clock, parts.index, parts.store(credentials), intents,
-            call.config.cloud.retention_s,
+            call.config.cloud.longest_retention_s,
         )  # fmt: skip
         alone = FileLock(intents.lock_path)
         alone.acquire()

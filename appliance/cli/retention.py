@@ -44,7 +44,7 @@ def retention(
         found = sorted(
             (
                 term
-                for term in terms(parts.index, call.config.cloud.retention_s)
+                for term in terms(parts.index, call.config.cloud.longest_retention_s)
                 if limit_us is None or term.until_us < limit_us
             ),
             key=lambda term: (term.until_us, term.study_instance_uid),

@@ -190,6 +190,13 @@ def _cloud(config: Config) -> Iterator[Finding]:
         yield Finding(
             region, "is needed for AWS; write it like 'ap-northeast-1'", (region, endpoint)
         )
+    for number, rule in enumerate(config.cloud.retention_rules):
+        if not (rule.modalities or rule.calling_ae_titles or rule.called_ae_titles):
+            place: Place = ("cloud", "retention_rules", number)
+            yield Finding(
+                place, "fits everything; name modalities or AE titles, or set cloud.retention",
+                (place,),
+            )  # fmt: skip
     yield from _replicas(config)
 
 

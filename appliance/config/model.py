@@ -350,6 +350,26 @@ class Throttle(Table):
         return self.rate_bytes_per_s
 
 
+class RetentionRule(Table):
+    """How long the instances are kept that fit every condition of the rule; the first rule counts.
+
+    A pack is kept as long as the longest-kept instance in it, a study as long as its latest pack.
+    """
+
+    modalities: tuple[Text, ...] = Field(
+        (), description="Any of these values of Modality (0008,0060)."
+    )
+    calling_ae_titles: tuple[AeTitle, ...] = Field(
+        (), description="Sent under any of these calling AE titles."
+    )
+    called_ae_titles: tuple[AeTitle, ...] = Field(
+        (), description="Sent to any of these called AE titles."
+    )
+    retention_s: Annotated[DurationS, Field(ge=DAY_S, le=100 * YEAR_S)] = Field(
+        alias="retention", description="How long such an instance stays locked from its upload on."
+    )
+
+
 class Replica(Table):
     """A copy of the bucket in another region or at another provider, only ever read.
 
@@ -394,10 +414,20 @@ class Cloud(Table):
         alias="retention",
         description="How long an object stays locked from its upload on.",
     )
+    retention_rules: tuple[RetentionRule, ...] = Field(
+        (),
+        description="Other terms for some instances. What names packs, the ledger and its "
+        "checkpoints, is locked for the longest of all.",
+    )
     throttle: Throttle = Field(Throttle(), description="How fast the node may send.")
     replicas: Annotated[tuple[Replica, ...], Field(max_length=4)] = Field(
         (), description="Copies of the bucket elsewhere, in the order in which they are read."
     )
+
+    @property
+    def longest_retention_s(self) -> float:
+        """The longest of the retention and the rules'."""
+        return max([self.retention_s, *(rule.retention_s for rule in self.retention_rules)])
 
 
 class Alarms(Table):

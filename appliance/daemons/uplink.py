@@ -198,8 +198,9 @@ class _Uplink:
         parts, config = self._parts, self._parts.config
         identities, recipients = parts.identities(), parts.recipients()
         retention = Retention(
-            store, config.cloud.object_lock, config.cloud.retention_s, parts.clock
-        )
+            store, config.cloud.object_lock, config.cloud.retention_s, parts.clock,
+            config.cloud.retention_rules,
+        )  # fmt: skip
         self._upload = PackUpload(
             parts.files, parts.clock, store, parts.layout, recipients, identities, retention
         )
