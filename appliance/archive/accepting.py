@@ -42,7 +42,7 @@ class Accepting:
             if self._next_look_s is None or now_s >= self._next_look_s:
                 before, self._refusal = self._refusal, self._look()
                 self._next_look_s = now_s + LOOK_S
-                if first or before != self._refusal:
+                if before != self._refusal and not first:
                     _log.info("stores", taken=self._refusal is None, reason=self._refusal or "")
             return self._refusal
 

@@ -33,22 +33,9 @@ data_dir = "{data}"
 timezone = "Asia/Tokyo"
 
 [dicom]
-ae_title = "AZEKURA"
 host = "127.0.0.1"
 port = {port}
-
-[[dicom.peers]]
-ae_title = "*"
-addresses = ["127.0.0.0/8"]
-allow = ["echo", "store", "find", "move", "get"]
-
-[[dicom.peers]]
-ae_title = "WORKSTATION"
-addresses = ["127.0.0.0/8"]
-host = "127.0.0.1"
-port = {peer_port}
-allow = ["echo", "store", "find", "move", "get", "commit", "destination"]
-commitment = "{commitment}"
+{edge}
 {peers}
 [cache]
 capacity = "{capacity}"
@@ -78,6 +65,23 @@ identity = "{folder}/node.key"
 {tables}
 """
 
+_EDGE = """
+ae_title = "AZEKURA"
+
+[[dicom.peers]]
+ae_title = "*"
+addresses = ["127.0.0.0/8"]
+allow = ["echo", "store", "find", "move", "get"]
+
+[[dicom.peers]]
+ae_title = "WORKSTATION"
+addresses = ["127.0.0.0/8"]
+host = "127.0.0.1"
+port = {peer_port}
+allow = ["echo", "store", "find", "move", "get", "commit", "destination"]
+commitment = "{commitment}"
+"""
+
 
 def free_port() -> int:
     """Return a port that nobody listens on now."""
@@ -91,7 +95,7 @@ class Node:
 
     role: `appliance` or `standby`. recipients: who else can read what this node writes. signers:
     node name → public signing key. writes: false leaves out what a node that never writes does
-    without. tables: further tables of the file, as text.
+    without. bare: leaves out every title and peer. tables: further tables of the file, as text.
     """
 
     def __init__(
@@ -113,7 +117,7 @@ class Node:
             "max_age": "5 s",
             "target_size": "64 MiB", "rate": "off", "endpoint": server.endpoint_url, "peers": "",
             "role": "appliance", "recipients": (), "signers": {}, "writes": True, "tables": "",
-            "web": "",
+            "web": "", "bare": False,
         } | options  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("node.key", "recovery.key"):
@@ -124,8 +128,10 @@ class Node:
     def configure(self, **options: Any) -> None:
         """Write the configuration file, with some options changed."""
         self._options |= options
+        edge = "" if self._options["bare"] else _EDGE
         text = _TOML.format(
-            folder=self.folder, data=self.data, port=self.port, peer_port=self.peer_port,
+            edge=edge.format(peer_port=self.peer_port, commitment=self._options["commitment"]),
+            folder=self.folder, data=self.data, port=self.port,
             web_port=self.web_port, bucket=self.bucket, prefix=self.prefix, keys=self._keys(),
             **self._options,
         )  # fmt: skip
@@ -144,6 +150,11 @@ class Node:
         lines.append("[keys.signers]")
         lines += [f'{name} = "{public}"' for name, public in self._options["signers"].items()]
         return "\n".join(lines)
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return str(self._options["name"])
 
     @property
     def recipient(self) -> str:
