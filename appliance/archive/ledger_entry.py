@@ -18,6 +18,9 @@ from appliance.seal.signing import SigningKey, verify
 
 FIRST_PREVIOUS = "0" * 64
 SEQUENCE_DIGITS = 12
+HEAD_READ_BYTES = 64 * 1024
+HEAD_BYTES_MAX = 8 * 2**20
+"""A header names the hash of each record: this is more than a hundred thousand of them."""
 _GZIP_BITS = 31
 _decode_record = msgspec.json.Decoder(Record).decode
 
@@ -97,23 +100,41 @@ def open_entry(sealed: bytes, identities: Sequence[Identity]) -> Entry:
 
     Raises DecryptionFailed, Damaged (a record is not what the header names), UnsupportedFormat.
     """
-    lines = open_lines(sealed, identities)
+    return read_entry(decrypt_bytes(sealed, identities))
+
+
+def read_entry(packed: bytes) -> Entry:
+    """Return a decrypted entry; errors as for `open_entry`, but for decryption."""
+    lines = read_lines(packed)
     records = decode_records(lines.record_lines)
     return Entry(lines.header, lines.header_line, lines.signature, records)
 
 
-def open_lines(sealed: bytes, identities: Sequence[Identity]) -> EntryLines:
-    """Return the lines of the entry in an object; as `open_entry`, but for what records say."""
+class EntryHead(msgspec.Struct, frozen=True):
+    """The first two lines of an entry: enough to tell who wrote it, before the rest is unpacked."""
+
+    header: Header
+    header_line: bytes
+    signature: Signature
+
+
+def read_head(packed: bytes) -> EntryHead:
+    """Return the head of a decrypted entry, with no more memory than a head may need.
+
+    Raises Damaged, UnsupportedFormat.
+    """
+    inflating = zlib.decompressobj(_GZIP_BITS)
+    plain = bytearray()
     try:
-        inflating = zlib.decompressobj(_GZIP_BITS)
-        plain = inflating.decompress(decrypt_bytes(sealed, identities), ENTRY_BYTES_MAX + 1)
+        while plain.count(b"\n") < 2 and packed and len(plain) < HEAD_BYTES_MAX:
+            plain += inflating.decompress(packed, HEAD_READ_BYTES)
+            packed = inflating.unconsumed_tail
     except zlib.error as cause:
         raise Damaged("open a ledger entry", "", str(cause)) from cause
-    if len(plain) <= ENTRY_BYTES_MAX and not inflating.eof:
-        raise Damaged("open a ledger entry", "", "its end is missing")
-    if len(plain) > ENTRY_BYTES_MAX:
-        raise Damaged("open a ledger entry", "", "larger than any entry may be")
-    lines = plain.rstrip(b"\n").split(b"\n")
+    return _head(bytes(plain).split(b"\n", 2)[:2])
+
+
+def _head(lines: list[bytes]) -> EntryHead:
     if len(lines) < 2:
         raise Damaged("open a ledger entry", "", "no header and signature")
     try:
@@ -123,10 +144,31 @@ def open_lines(sealed: bytes, identities: Sequence[Identity]) -> EntryLines:
         signature = msgspec.json.decode(lines[1], type=Signature)
     except msgspec.DecodeError as cause:
         raise Damaged("open a ledger entry", "", str(cause)) from cause
+    return EntryHead(header, lines[0], signature)
+
+
+def open_lines(sealed: bytes, identities: Sequence[Identity]) -> EntryLines:
+    """Return the lines of the entry in an object; as `open_entry`, but for what records say."""
+    return read_lines(decrypt_bytes(sealed, identities))
+
+
+def read_lines(packed: bytes) -> EntryLines:
+    """Return the lines of a decrypted entry. Raises Damaged, UnsupportedFormat."""
+    try:
+        inflating = zlib.decompressobj(_GZIP_BITS)
+        plain = inflating.decompress(packed, ENTRY_BYTES_MAX + 1)
+    except zlib.error as cause:
+        raise Damaged("open a ledger entry", "", str(cause)) from cause
+    if len(plain) <= ENTRY_BYTES_MAX and not inflating.eof:
+        raise Damaged("open a ledger entry", "", "its end is missing")
+    if len(plain) > ENTRY_BYTES_MAX:
+        raise Damaged("open a ledger entry", "", "larger than any entry may be")
+    lines = plain.rstrip(b"\n").split(b"\n")
+    head = _head(lines[:2])
     hashes = [hashlib.sha256(line).hexdigest() for line in lines[2:]]
-    if hashes != header.records:
-        raise Damaged("open a ledger entry", f"sequence {header.sequence}", "record hash")
-    return EntryLines(header, lines[0], signature, lines[2:])
+    if hashes != head.header.records:
+        raise Damaged("open a ledger entry", f"sequence {head.header.sequence}", "record hash")
+    return EntryLines(head.header, lines[0], head.signature, lines[2:])
 
 
 def decode_records(lines: Sequence[bytes]) -> list[Record]:

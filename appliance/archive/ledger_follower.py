@@ -175,7 +175,7 @@ class LedgerFollower:
         if self._is_for_checkpoints(new):
             self._consolidated = self._behind()
             new = []
-        return ahead(self._pool, self._taker.take, new)
+        return ahead(self._pool, self._taker.take, new, lambda each: each.size_bytes)
 
     # --- checkpoints
 

@@ -2,7 +2,8 @@
 
 Invariants:
 - Of a key the oldest version is the entry; it is read by its version id.
-- Work ahead is bounded: at most AHEAD_MAX entries are fetched and not yet used.
+- Work ahead is bounded: at most AHEAD_MAX entries of AHEAD_BYTES_MAX in all, or else one, are
+  fetched and not yet used.
 """
 
 import contextlib
@@ -16,6 +17,8 @@ from appliance.remote.store import ObjectStore, VersionInfo
 
 FETCHES_MAX = 8
 AHEAD_MAX = 32
+AHEAD_BYTES_MAX = 4 * 2**20
+"""Of objects as they lie in the bucket; opened they take some twenty-five times as much."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -93,20 +96,28 @@ def last_listed(store: ObjectStore, node: str, known: int) -> int:
 
 
 def ahead(
-    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item]
+    pool: Executor,
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    size_bytes: Callable[[Item], int] = lambda _item: 0,
 ) -> Generator[Result, None, None]:
     """Yield the result of `work` for each item, in order, some worked on ahead in the pool.
 
     What `work` raises comes out in its place. Closing the iterator drops what is not begun and
     waits for the rest: when it returns, nobody works on an item any more.
     """
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[tuple[Future[Result], int]] = deque()
+    bytes_ahead = 0
     try:
         for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= AHEAD_MAX:
-                yield waiting.popleft().result()
+            size = size_bytes(item)
+            while waiting and (len(waiting) >= AHEAD_MAX or bytes_ahead + size > AHEAD_BYTES_MAX):
+                future, done = waiting.popleft()
+                bytes_ahead -= done
+                yield future.result()
+            waiting.append((pool.submit(work, item), size))
+            bytes_ahead += size
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[0].result()
     finally:
-        wait([each for each in waiting if not each.cancel()])
+        wait([future for future, _ in waiting if not future.cancel()])

@@ -101,7 +101,7 @@ class FollowedLedgers:
         try:
             self._copies[node].prepare()
             away = (each for each in listed(self._store, node) if each.sequence not in applied)
-            for taken in ahead(pool, taker.take, away):
+            for taken in ahead(pool, taker.take, away, lambda each: each.size_bytes):
                 if taken.entry is not None:
                     yield Checked.of(taken.entry)
         except CloudError as error:

@@ -5,6 +5,8 @@ whoever goes through the ledger in order. Invariants:
 - What is trusted is signed by a key of that node, names that node and that sequence, and every
   record is the one that the signed header names.
 - What is trusted is durable here, as it came, before anybody applies it.
+- Nothing but its head is unpacked of an entry before its signature is checked: a few bytes that
+  somebody else wrote could become any number.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,7 +14,7 @@ from typing import NamedTuple
 
 from appliance.archive.entry_copies import EntryCopies
 from appliance.archive.findings import Kind
-from appliance.archive.ledger_entry import Entry, entry_key, open_entry
+from appliance.archive.ledger_entry import Entry, EntryHead, entry_key, read_entry, read_head
 from appliance.archive.ledger_listing import Listed
 from appliance.archive.records import ENTRY_BYTES_MAX
 from appliance.foundation.errors import (
@@ -24,6 +26,7 @@ from appliance.foundation.errors import (
     UnsupportedFormat,
 )
 from appliance.remote.store import Lane, ObjectStore
+from appliance.seal.age import decrypt_bytes
 from appliance.seal.identity import Identity
 from appliance.seal.signing import verify
 
@@ -44,8 +47,10 @@ class Taken(NamedTuple):
     doubt: Doubt | None
 
 
-def judge(entry: Entry, node: str, sequence: int, signers: Collection[str]) -> Doubt | None:
-    """Return why an opened entry can't be that node's at that sequence; None when it is."""
+def judge(
+    entry: Entry | EntryHead, node: str, sequence: int, signers: Collection[str]
+) -> Doubt | None:
+    """Return why an entry can't be that node's at that sequence; None when it is."""
     header = entry.header
     if entry.signature.key not in signers:
         return _foreign(entry, node)
@@ -58,7 +63,7 @@ def judge(entry: Entry, node: str, sequence: int, signers: Collection[str]) -> D
     return None
 
 
-def _foreign(entry: Entry, node: str) -> Doubt:
+def _foreign(entry: Entry | EntryHead, node: str) -> Doubt:
     if entry.header.node != node:
         return Doubt(Kind.SWAPPED, f"it says that it is {entry.header.node}'s")
     return Doubt(Kind.FORGED, f"signed by {entry.signature.key}")
@@ -110,28 +115,32 @@ class Taker:
         if sealed is None:
             return None
         try:
-            entry = open_entry(sealed, self._identities)
+            opened = self._open(sequence, sealed)
         except (SealedToOthers, UnsupportedFormat):
             return None
         except (DecryptionFailed, Damaged):
             self._copies.put_aside(sequence)
             return None
-        return None if judge(entry, self.node, sequence, self._signers) else entry
+        return None if isinstance(opened, Doubt) else opened
+
+    def _open(self, sequence: int, sealed: bytes) -> Entry | Doubt:
+        packed = decrypt_bytes(sealed, self._identities)
+        doubt = judge(read_head(packed), self.node, sequence, self._signers)
+        return doubt if doubt is not None else read_entry(packed)
 
     def _judged(self, found: Listed, sealed: bytes) -> Taken:
         try:
-            entry = open_entry(sealed, self._identities)
+            opened = self._open(found.sequence, sealed)
         except SealedToOthers as error:
             return _doubted(found, Kind.UNREADABLE, error.cause)
         except UnsupportedFormat as error:
             return _doubted(found, Kind.UNREADABLE, error.subject)
         except (DecryptionFailed, Damaged) as error:
             return _doubted(found, Kind.ALTERED, error.cause)
-        doubt = judge(entry, self.node, found.sequence, self._signers)
-        if doubt is not None:
-            return Taken(found.sequence, found.version_id, None, doubt)
+        if isinstance(opened, Doubt):
+            return Taken(found.sequence, found.version_id, None, opened)
         self._copies.keep(found.sequence, sealed)
-        return Taken(found.sequence, found.version_id, entry, None)
+        return Taken(found.sequence, found.version_id, opened, None)
 
 
 def _doubted(found: Listed, what: Kind, detail: str) -> Taken:

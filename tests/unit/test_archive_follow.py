@@ -1,13 +1,15 @@
 """Following the ledgers of other nodes: what is new, once, in a few requests, whatever happens."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from appliance.archive import ledger_follower
 from appliance.archive.findings import Kind
 from appliance.archive.following import follow_state_path
 from appliance.archive.ledger_entry import entry_key
-from appliance.archive.ledger_listing import last_listed
+from appliance.archive.ledger_listing import AHEAD_BYTES_MAX, AHEAD_MAX, ahead, last_listed
 from appliance.foundation.errors import StorageFailed
 from appliance.foundation.files import FileSystem
 from tests.support.fake_store import no_answer
@@ -189,3 +191,47 @@ def test_what_lies_far_ahead_does_not_make_a_standby_pass_by_what_comes(sites: S
     box.follow()
     assert box.studies() == {1, 2}
     assert box.found() == [(Kind.ALTERED, 999_999_999_999, 999_999_999_999)]
+
+
+def test_far_behind_a_problem_says_how_far(sites: Sites, monkeypatch) -> None:
+    """What is known is found meanwhile; caught up, the problem is gone."""
+    monkeypatch.setattr(ledger_follower, "BATCH_ENTRIES_MAX", 10)
+    for _ in range(130):
+        sites.a.put(sites.store, [])
+    sites.write(1)
+    box = sites.box()
+    follower = box.follower._followers["site-a"]
+    while not follower.following.sequence:  # the first turn looks for checkpoints
+        assert follower.turn(end_s=0.0)
+    box.follower._show()
+    (problem,) = box.follower.problems()
+    assert problem.condition == "catching_up"
+    assert "10 of 131 ledger entries" in problem.sentence
+    (place, _) = box.follower.places()
+    assert (place.applied_sequence, place.last_sequence, place.lag) == (10, 131, 121)
+    box.follow()
+    assert box.follower.problems() == []
+    assert box.studies() == {1}
+
+
+def test_work_ahead_is_bounded_in_number_and_in_bytes() -> None:
+    """However large entries are, a few are in memory; one that is larger than all of it alone."""
+    begun: list[int] = []
+
+    def begin(size: int) -> int:
+        begun.append(size)
+        return size
+
+    with ThreadPoolExecutor(1) as pool:
+        few = ahead(pool, begin, [AHEAD_BYTES_MAX // 2] * 9, lambda size: size)
+        next(few)
+        few.close()
+        assert len(begun) <= 3
+        begun.clear()
+        large = [2 * AHEAD_BYTES_MAX] * 3
+        assert list(ahead(pool, begin, large, lambda size: size)) == large
+        begun.clear()
+        many = ahead(pool, begin, range(10 * AHEAD_MAX))
+        next(many)
+        many.close()
+        assert len(begun) <= AHEAD_MAX + 1

@@ -5,6 +5,7 @@ are sealed. What he does not have is the signing key.
 """
 
 import gzip
+import tracemalloc
 
 import msgspec
 import pytest
@@ -15,8 +16,6 @@ from appliance.seal.age import decrypt_bytes, encrypt_bytes
 from appliance.seal.identity import Identity
 from tests.support.made_ledger import pack_record, put_object
 from tests.support.standby_box import Sites, facts, sites  # noqa: F401
-
-DAY_S = 86400.0
 
 
 def replace_object(sites: Sites, sequence: int, content: bytes) -> None:
@@ -259,3 +258,33 @@ def test_findings_of_neighbours_are_one_and_part_again() -> None:
     assert [(each.first, each.last) for each in findings] == [(4, 4), (6, 6)]
     assert not findings.heal(5)
     assert findings.not_covered(3, 8) == [(3, 3), (5, 5), (7, 8)]
+
+
+def test_a_small_object_that_unpacks_to_a_huge_one_takes_no_memory(sites: Sites) -> None:
+    """A thief's entry, sealed to the right recipients: its head tells, the rest stays packed."""
+    sites.write(1)
+    thief = sites.ledger("site-a", "thief")
+    entry = thief.build([], sequence=2)
+    lines = [entry.header_line, msgspec.json.encode(entry.signature), bytes(200 * 2**20)]
+    bomb = encrypt_bytes(gzip.compress(b"\n".join(lines), compresslevel=1), sites.recipients)
+    del lines
+    put_object(sites.store, entry_key("site-a", 2), bomb)
+    box = sites.box()
+    tracemalloc.start()
+    try:
+        box.follow()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert box.found() == [(Kind.FORGED, 2, 2)]
+    assert peak < 32 * 2**20
+
+
+def test_an_entry_whose_head_never_ends_is_named(sites: Sites) -> None:
+    """No line end in any number of bytes."""
+    sites.write(1)
+    endless = encrypt_bytes(gzip.compress(bytes(20 * 2**20)), sites.recipients)
+    put_object(sites.store, entry_key("site-a", 2), endless)
+    box = sites.box()
+    box.follow()
+    assert box.found() == [(Kind.ALTERED, 2, 2)]
