@@ -200,3 +200,23 @@ def test_a_link_that_drops_and_returns(site: Site, line: TcpProxy) -> None:
     assert site.link.state != "down"
     assert site.uplink.problems() == []
     assert site.each_once()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+def test_a_line_over_a_satellite(site: Site, line: TcpProxy) -> None:
+    """800 ms there and back, and 5 % lost: slow, never stuck; what is evicted comes back."""
+    site.receive(3, 200_000)
+    line.delay_s = 0.4
+    site.wan.lose(5)
+    site.wan.run(site.uplink.start)
+    took_s = _until(site.caught_up, 300)
+    print(f"800 ms, 5 % lost: 0.6 MB verified in {took_s:.0f} s")
+    assert site.each_once()
+    box = site.box
+    for pack_id in box.pack_ids():
+        site.wan.run(lambda pack_id=pack_id: box.evictor.evict_pack(pack_id))
+    expected = {sample(study, 1, 200_000).sop_instance_uid for study in range(3)}
+    found = site.wan.run(box.fetch)
+    assert found.keys() == expected
+    assert all(isinstance(each, bytes) for each in found.values())
