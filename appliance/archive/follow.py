@@ -169,6 +169,8 @@ class Follower:
             return
         for follower in self._followers.values():
             follower.go_back()
+        for audit in self._audits:
+            audit.begin_anew()  # of what a rebuild could not read the copy is gone
         self._generation = generation
 
     def _show(self) -> None:

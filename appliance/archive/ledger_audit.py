@@ -49,6 +49,11 @@ class LedgerAudit:
         self._under_way = False
         self._next_pass_s = clock.monotonic_s()
 
+    def begin_anew(self) -> None:
+        """Let a pass from the first entry be due now."""
+        self._under_way = False
+        self._next_pass_s = self._clock.monotonic_s()
+
     def turn(self) -> bool:
         """Look at a page, if a pass is due or under way; tell whether it goes on. CloudError."""
         now_s = self._clock.monotonic_s()

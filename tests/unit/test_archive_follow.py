@@ -150,6 +150,66 @@ def test_behind_a_gap_nothing_is_applied_before_the_gap_is_written_down(sites: S
     assert again.found() == [(Kind.MISSING, 2, 2)]
 
 
+class _FailingAt(FileSystem):
+    """A disk that fails its N-th operation and every one behind it, as after an end."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise StorageFailed("write", "", "staged")
+
+    def open(self, path: str, flags: int, mode: int = 0o660) -> int:
+        self._count()
+        return super().open(path, flags, mode)
+
+    def pwritev(self, fd, buffers, offset) -> int:
+        self._count()
+        return super().pwritev(fd, buffers, offset)
+
+    def fdatasync(self, fd: int) -> None:
+        self._count()
+        super().fdatasync(fd)
+
+    def rename(self, source: str, target: str) -> None:
+        self._count()
+        super().rename(source, target)
+
+    def write_volatile(self, path: str, content: bytes) -> None:
+        self._count()
+        super().write_volatile(path, content)
+
+
+def test_an_end_at_any_operation_of_the_disk_loses_nothing(sites: Sites) -> None:
+    """For each N: the disk fails there; the next start has everything, and the same findings."""
+    sites.write(1, 2, 3)
+    sites.write(4, ledger=sites.b)
+    sites.store.damage(entry_key("site-a", 2))
+    whole = sites.box("whole")
+    whole.follow()
+    failed = 0
+    for number in range(100):
+        box = sites.box(f"box-{number}")
+        failing = _FailingAt(number)
+        for follower in box.follower._followers.values():
+            follower._copies._files = follower.following._files = failing
+        try:
+            box.follow()
+        except StorageFailed:
+            failed += 1
+        else:
+            break
+        again = sites.restarted(box)
+        again.follow()
+        assert again.fingerprint() == whole.fingerprint()
+        assert again.found() == whole.found() == [(Kind.ALTERED, 2, 2)]
+        again.close()
+        sites.boxes.remove(again)
+    assert failed > 10
+
+
 def test_a_state_that_is_lost_is_made_again_from_the_copies(sites: Sites) -> None:
     """Nothing is fetched a second time."""
     sites.write(1, 2, 3)

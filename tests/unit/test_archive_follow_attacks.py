@@ -5,12 +5,14 @@ are sealed. What he does not have is the signing key.
 """
 
 import gzip
+import threading
 import tracemalloc
 
 import msgspec
 import pytest
 
 from appliance.archive.findings import FINDINGS_MAX, Finding, Findings, Kind
+from appliance.archive.follow import Follower
 from appliance.archive.ledger_entry import entry_key
 from appliance.seal.age import decrypt_bytes, encrypt_bytes
 from appliance.seal.identity import Identity
@@ -198,6 +200,26 @@ def test_what_is_done_to_old_entries_later_is_found_by_the_audit(sites: Sites) -
     again = sites.restarted(box)
     again.audit()
     assert again.found() == found
+
+
+def test_what_is_done_to_the_own_ledger_is_found_by_the_audit(sites: Sites) -> None:
+    """A node looks over what it wrote itself: nobody else might follow it."""
+    sites.write(1, 2, 3)
+    box = sites.box()
+    follower = Follower(
+        box.files, sites.clock, box.layout, box.index, sites.store, "site-a", box.identities, {},
+        own_sequence=lambda: 3,
+    )  # fmt: skip
+    stop = threading.Event()
+    follower.run(stop)
+    assert follower.problems() == []
+    sites.store.put_delete_marker(entry_key("site-a", 1))
+    key = entry_key("site-a", 3)
+    sites.store.delete_version(key, next(iter(sites.store.versions(key))).version_id)
+    sites.clock.advance(4000.0)
+    follower.run(stop)
+    follower.close()
+    assert {each.condition for each in follower.problems()} == {"ledger_hidden", "ledger_removed"}
 
 
 def test_a_copy_that_this_disk_lost_is_fetched_again_by_the_audit(sites: Sites) -> None:

@@ -81,6 +81,20 @@ def test_a_rebuild_does_not_take_what_is_not_trusted(sites: Sites) -> None:
     assert standby.studies() == {1, 2}
 
 
+def test_what_a_rebuild_could_not_read_comes_back_from_the_bucket(sites: Sites) -> None:
+    """A copy that is torn in the middle of the ledger: following goes on and fills the hole."""
+    sites.write(1, 2, 3)
+    standby = sites.box()
+    standby.follow()
+    before = standby.fingerprint()
+    torn = Path(standby.layout.ledger) / "site-a" / entry_name(2)
+    torn.write_bytes(b"torn")
+    rebuilt(standby, offline=True)
+    assert standby.studies() == {1, 3}
+    standby.follow()
+    assert standby.fingerprint() == before
+
+
 def test_what_is_followed_while_a_rebuild_runs_is_in_the_new_index(sites: Sites) -> None:
     """Applied to the old index after the rebuild has read that ledger: the switch takes it up."""
     sites.write(1)
