@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from appliance.archive.ledger_entry import FIRST_PREVIOUS, Entry, open_entry
 from appliance.archive.records import Erased, PackRecord, Record, Rejected, Restored
-from appliance.archive.recover import oldest_versions
 from appliance.foundation.errors import AzekuraError, CloudError, StorageFailed
+from appliance.remote.reading import oldest_versions
 from appliance.remote.store import Lane, ObjectStore, VersionInfo
 from appliance.seal.identity import Identity
 

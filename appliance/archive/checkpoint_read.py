@@ -24,7 +24,6 @@ from appliance.archive.checkpoint import (
     prefix,
 )
 from appliance.archive.layout import Layout
-from appliance.archive.recover import oldest_versions
 from appliance.archive.spooled import fetch_version
 from appliance.foundation import log
 from appliance.foundation.errors import (
@@ -34,6 +33,7 @@ from appliance.foundation.errors import (
     UnsupportedFormat,
 )
 from appliance.foundation.files import FileSystem
+from appliance.remote.reading import oldest_versions
 from appliance.remote.store import Lane, ObjectStore, VersionInfo
 from appliance.seal.age import HEAD_READ_BYTES
 from appliance.seal.age_header import header_length, unwrap_file_key

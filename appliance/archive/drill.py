@@ -22,7 +22,7 @@ from appliance.archive.applying import apply_record
 from appliance.archive.catalogue import Catalogue, LedgerRecord
 from appliance.archive.comparing import Comparison
 from appliance.archive.records import PackRecord
-from appliance.archive.recover import ObjectReader, part10_sha256
+from appliance.archive.recover import part10_sha256
 from appliance.foundation.clock import Clock, isoformat
 from appliance.foundation.errors import (
     AzekuraError,
@@ -33,6 +33,7 @@ from appliance.foundation.errors import (
 )
 from appliance.index.index import Index
 from appliance.index.writing import WriteTransaction
+from appliance.remote.reading import ObjectReader
 from appliance.remote.store import Lane, ObjectStore
 from appliance.seal.age import decrypt_file
 from appliance.seal.identity import Identity

@@ -1,7 +1,8 @@
 """Getting files back from bucket and key alone: nothing of the dead site is needed.
 
-Reads only. What the ledger of any node names is recovered first; packs that no readable entry names
-are taken from the listing, so that a damaged ledger loses no image. What is wrong with one pack or
+Reads only. What the ledger of any node names is recovered first, an identity that was added later
+by what checkpoints say; packs that no readable entry names are taken from the listing, so that a
+damaged ledger loses no image. What is wrong with one pack or
 one member becomes a finding, and the rest goes on. Two versions that two packs hold under one name
 are both kept.
 """
@@ -15,36 +16,39 @@ from typing import IO
 
 import msgspec
 
-from appliance.archive.ledger_entry import open_entry
+from appliance.archive.readable import readable_records
 from appliance.archive.records import Erased, PackRecord
 from appliance.foundation import log
 from appliance.foundation.errors import (
     AzekuraError,
-    CloudError,
     CloudRefused,
     CloudUnavailable,
     Damaged,
     StorageFailed,
 )
-from appliance.remote.store import Lane, ObjectStore, VersionInfo
+from appliance.remote.reading import READ_BYTES, ObjectReader, oldest_versions
+from appliance.remote.store import ObjectStore
 from appliance.seal.age import decrypt_file
 from appliance.seal.identity import Identity
 from appliance.seal.stream import PieceStream
 
-READ_BYTES = 8 * 2**20
 HASH_BYTES = 2**18
 
 _log = log.get("recover")
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A pack in the bucket: its version, and the studies and hashes that the ledger tells of it."""
+    """A pack in the bucket: its version, and the studies and hashes that the ledger tells of it.
+
+    `file_key` opens it for who is none of its recipients; empty where no ledger tells it.
+    """
 
     key: str
     version_id: str
     size_bytes: int
     studies: frozenset[str] = frozenset()
     sha256_by_instance: dict[str, list[bytes]] = {}
+    file_key: bytes = b""
 
 
 class _Comment(msgspec.Struct):
@@ -62,50 +66,6 @@ class Outcome(msgspec.Struct):
     findings: list[str] = []
 
 
-class ObjectReader(io.RawIOBase):
-    """A version in the bucket as a seekable file, read in ranges of 8 MiB."""
-
-    def __init__(
-        self,
-        store: ObjectStore,
-        key: str,
-        version_id: str,
-        size_bytes: int,
-        lane: Lane = Lane.URGENT,
-    ) -> None:
-        super().__init__()
-        self._lane = lane
-        self._store = store
-        self._key = key
-        self._version_id = version_id
-        self._size_bytes = size_bytes
-        self._position = 0
-
-    def readable(self) -> bool:
-        """Return that it can be read."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return that it can be sought in."""
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a position, counted as lseek(2) does."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size_bytes}[whence]
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill a buffer from the bucket; CloudError when it can't."""
-        end = min(self._position + len(buffer), self._size_bytes)
-        if end <= self._position:
-            return 0
-        part = self._store.get(self._key, self._version_id, self._position, end, self._lane)
-        buffer[: len(part)] = part
-        self._position += len(part)
-        return len(part)
-
-
 def find_packs(
     store: ObjectStore, identities: Sequence[Identity], outcome: Outcome
 ) -> Iterator[Found]:
@@ -115,36 +75,15 @@ def find_packs(
     """
     named: dict[str, Found] = {}
     erased: set[str] = set()
-    for version in oldest_versions(store, "ledger/"):
-        try:
-            entry = open_entry(store.get(version.key, version.version_id), identities)
-        except (CloudError, StorageFailed):
-            raise
-        except AzekuraError as error:
-            outcome.findings.append(f"{version.key}: {error}")
-            continue
-        for record in entry.records:
-            if isinstance(record, PackRecord) and record.key not in named:
-                named[record.key] = _found(record)
-            elif isinstance(record, Erased):
-                erased.add(record.key)
+    for record in readable_records(store, identities, outcome.findings.append):
+        if isinstance(record, PackRecord) and record.key not in named:
+            named[record.key] = _found(record)
+        elif isinstance(record, Erased):
+            erased.add(record.key)
     yield from (found for key, found in named.items() if key not in erased)
     for version in oldest_versions(store, "packs/"):
         if version.key not in named or version.key in erased:
             yield Found(version.key, version.version_id, version.size_bytes)
-
-
-def oldest_versions(store: ObjectStore, prefix: str) -> Iterator[VersionInfo]:
-    """Yield the oldest version of every key, delete markers apart, by key."""
-    last = None
-    for version in store.versions(prefix):
-        if version.is_delete_marker:
-            continue
-        if last is not None and last.key != version.key:
-            yield last
-        last = version
-    if last is not None:
-        yield last
 
 
 def _found(record: PackRecord) -> Found:
@@ -157,6 +96,7 @@ def _found(record: PackRecord) -> Found:
         size_bytes=record.size_bytes,
         studies=frozenset(each.study_instance_uid for each in record.contexts),
         sha256_by_instance=hashes,
+        file_key=record.file_key,
     )
 
 
@@ -174,7 +114,7 @@ def recover_pack(
     )
     hashes = {each for many in found.sha256_by_instance.values() for each in many}
     try:
-        pieces = decrypt_file(reader, identities)
+        pieces = decrypt_file(reader, identities, found.file_key)
         with tarfile.open(fileobj=io.BufferedReader(PieceStream(pieces)), mode="r|") as tar:
             for member in tar:
                 if member.isreg() and member.name.endswith(".dcm"):

@@ -20,7 +20,6 @@ from appliance.archive.bucket_watch import BucketWatch
 from appliance.archive.ledger_entry import entry_key
 from appliance.archive.problem import Problem
 from appliance.archive.records import Record, Retained
-from appliance.archive.recover import oldest_versions
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, from_microseconds, isoformat, to_microseconds
 from appliance.foundation.errors import (
@@ -33,6 +32,7 @@ from appliance.index.facts import CloudFacts
 from appliance.index.index import Index
 from appliance.index.keeping import packs_of, studies_from
 from appliance.index.records import PackRow
+from appliance.remote.reading import oldest_versions
 from appliance.remote.store import Lock, ObjectStore
 
 MOVED_BY_LEAST = timedelta(days=30)

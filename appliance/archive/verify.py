@@ -13,13 +13,13 @@ import msgspec
 from appliance.archive.evict import Evictor
 from appliance.archive.layout import Layout
 from appliance.archive.recall import check_pack
-from appliance.archive.recover import ObjectReader
 from appliance.foundation.clock import Clock, to_microseconds
 from appliance.foundation.errors import AzekuraError, CloudUnavailable, Damaged
 from appliance.index.facts import CloudFacts
 from appliance.index.index import Index
 from appliance.index.writing import WriteTransaction
 from appliance.packs.durable import durable_path, read_durable_length
+from appliance.remote.reading import ObjectReader
 from appliance.remote.store import ObjectStore
 from appliance.seal.age import DECRYPT_BATCH_CHUNKS, SEALED_CHUNK_BYTES, AgeRange
 

@@ -21,7 +21,7 @@ import pyrage
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from appliance.foundation.errors import ConfigurationError, DecryptionFailed
+from appliance.foundation.errors import ConfigurationError, DecryptionFailed, SealedToOthers
 from appliance.foundation.files import FileSystem
 from appliance.seal.age_header import (
     NONCE_BYTES,
@@ -285,16 +285,23 @@ def decrypt_bytes(sealed: bytes, identities: Sequence[Identity]) -> bytes:
     return bytes(age_range.decrypt_range(memoryview(sealed)[len(head) :], 0))
 
 
-def decrypt_file(source: BinaryIO, identities: Sequence[Identity]) -> Iterator[bytearray]:
+def decrypt_file(
+    source: BinaryIO, identities: Sequence[Identity], file_key: bytes = b""
+) -> Iterator[bytearray]:
     """Give the plaintext of a seekable age file in pieces of 1 MiB at most, each authentic.
 
-    The end is authentic as well once the iterator is exhausted. Raises DecryptionFailed.
+    `file_key`: what a ledger entry says of it, for whom none of the identities opens it. The end is
+    authentic as well once the iterator is exhausted. Raises DecryptionFailed.
     """
     size = source.seek(0, os.SEEK_END)
     source.seek(0)
     prefix = source.read(HEAD_READ_BYTES)
     head = _head(prefix)
-    file_key = unwrap_file_key(head[:-NONCE_BYTES], identities)
+    try:
+        file_key = unwrap_file_key(head[:-NONCE_BYTES], identities)
+    except SealedToOthers:
+        if not file_key:
+            raise
     age_range = AgeRange(file_key, head, size)
     source.seek(len(head))
     for first in range(0, age_range.chunk_count, DECRYPT_BATCH_CHUNKS):
