@@ -77,9 +77,11 @@ class BacklogWatch:
                 throttle_bytes_per_s=throttle.rate_now_bytes_per_s(),
             )
         )
-        self._space.measure()
+        used = self._space.measure()
         usable = self._space.usable_bytes
-        room = max(0, usable - counts.pending_bytes)
+        # Eviction asks the bucket for proof of each pack: while the line is down, nothing goes.
+        evictable = counts.cached_bytes if state != "down" else 0
+        room = max(0, usable - max(counts.pending_bytes, used - evictable))
         self.outlook = forecast(
             self._recorder.history, now, throttle.timezone, throttle.timetable,
             counts.pending_bytes, room, link_down=state == "down",

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from appliance.archive.abandoned import recover_abandoned, recover_directory
 from appliance.archive.extent import Extent
-from appliance.archive.layout import Layout, new_pack_id
+from appliance.archive.layout import Layout
 from appliance.archive.open_packs import OpenPacks, Version
 from appliance.archive.progress import Progress, progress_path
 from appliance.archive.sender import Sender
@@ -280,7 +280,7 @@ class Ingest:
 
     def begin_streamed(self, meta: bytes) -> StreamedMember:
         """Return a member that will be alone in its pack."""
-        path = os.path.join(self._directory, f"{new_pack_id()}.tar")
+        path = os.path.join(self._directory, f"{self._packs.new_id()}.tar")
         with self._failing():
             member = StreamedMember(self._files, path)
         member.begin(meta)

@@ -10,15 +10,37 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from appliance.foundation.clock import Clock
 from appliance.foundation.files import FileSystem
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 PACK_ID_LENGTH = 26
+SAME_MOMENT_MS = 1000
 
 
 def new_pack_id(at_ms: int | None = None) -> str:
     """Return 26 characters: 48 bits of milliseconds, then 80 random bits; sorts by time."""
     return _pack_id(time.time_ns() // 1_000_000 if at_ms is None else at_ms, secrets.randbits(80))
+
+
+class PackIds:
+    """Ids of one writer's packs, that ascend as the packs begin. Not thread-safe.
+
+    Packs that begin in one moment, or while the clock steps back a little, follow each other; after
+    a larger step their ids follow the clock again.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last_ms = 0
+
+    def next(self) -> str:
+        """Return the id of a pack that begins now."""
+        now_ms = int(self._clock.now().timestamp() * 1000)
+        if self._last_ms - SAME_MOMENT_MS < now_ms <= self._last_ms:
+            now_ms = self._last_ms + 1
+        self._last_ms = now_ms
+        return new_pack_id(now_ms)
 
 
 def first_pack_id(at: datetime) -> str:

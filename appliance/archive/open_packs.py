@@ -11,7 +11,7 @@ import os
 import threading
 from typing import NamedTuple
 
-from appliance.archive.layout import Layout, new_pack_id
+from appliance.archive.layout import Layout, PackIds
 from appliance.config.model import Packs
 from appliance.foundation import log
 from appliance.foundation.clock import Clock
@@ -58,9 +58,15 @@ class OpenPacks:
         self._directory = directory
         self._limits = limits
         self._lock = threading.Lock()
+        self._ids = PackIds(clock)
         self._by_study: dict[str, _OpenPack] = {}
         self._closing: list[_OpenPack] = []
         self._closed = False
+
+    def new_id(self) -> str:
+        """Return the id of a pack that begins now, outside of the open ones."""
+        with self._lock:
+            return self._ids.next()
 
     def append(
         self,
@@ -108,7 +114,7 @@ class OpenPacks:
         if len(self._by_study) >= OPEN_PACKS_MAX:
             idlest = min(self._by_study, key=lambda uid: self._by_study[uid].touched_s)
             self._closing.append(self._by_study.pop(idlest))
-        pack_id = new_pack_id()
+        pack_id = self._ids.next()
         path = os.path.join(self._directory, f"{pack_id}.tar")
         pack = _OpenPack(pack_id, PackWriter(self._files, path, study_instance_uid), now_s)
         self._by_study[study_instance_uid] = pack

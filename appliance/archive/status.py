@@ -171,14 +171,14 @@ def _outlook(
     *,
     nothing_leaves: bool,
 ) -> dict[str, Any]:
-    """Return the forecasts. Verified packs are evicted for new ones: only what is pending fills."""
+    """Return the forecasts. Verified packs are evicted for new ones, while the line is there."""
     if counts is None:
         return dict.fromkeys(_FORECASTS)
     pending, capacity = counts.pending_bytes, config.cache.capacity_bytes
     on_disk = pending + counts.cached_bytes + free_bytes - reserve_bytes(capacity)
     found = forecast(
         read_history(layout), now, config.node.zone, config.cloud.throttle, pending,
-        max(0, min(capacity, on_disk) - pending),
+        max(0, min(capacity, on_disk) - pending - (counts.cached_bytes if nothing_leaves else 0)),
         link_down=nothing_leaves, sending_bytes_per_s=rate_bytes_per_s,
     )  # fmt: skip
     intake = found.intake_bytes_per_s

@@ -436,7 +436,7 @@ class Alarms(Table):
     time_to_full_s: Annotated[DurationS, Field(ge=60)] = Field(
         4 * HOUR_S,
         alias="time_to_full",
-        description="The disk will be full of what is pending in less than this.",
+        description="The disk will be full, and instances refused, in less than this.",
     )
     time_to_drain_s: Annotated[DurationS, Field(ge=60)] = Field(
         3 * DAY_S,
@@ -454,7 +454,7 @@ class Alarms(Table):
     room: Fraction = Field(
         0.10,
         description="Less than this part of what packs may use is left for new instances, "
-        "everything verified being evicted.",
+        "with everything evicted that can be.",
     )
 
 

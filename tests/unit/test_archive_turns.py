@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.archive.layout import first_pack_id, new_pack_id, pack_created_at
+from appliance.archive.layout import PackIds, first_pack_id, new_pack_id, pack_created_at
 from appliance.archive.turns import NEW_FOR_S, PEERS_REMEMBERED_MAX, Turns
 from appliance.remote.store import Lane
-from tests.support.manual_clock import START_AT
+from tests.support.manual_clock import START_AT, ManualClock
 
 
 def _pack(age_s: float) -> str:
@@ -129,3 +129,15 @@ def test_the_first_id_of_a_moment_is_below_all_of_it() -> None:
     assert pack_created_at(first) == START_AT
     assert first <= new_pack_id(int(START_AT.timestamp() * 1000))
     assert first > new_pack_id(int(START_AT.timestamp() * 1000) - 1)
+
+
+def test_ids_of_a_writer_ascend_though_the_clock_stands_or_steps_back() -> None:
+    """The order of a backlog is the order in which it came; after a real step back, the clock's."""
+    clock = ManualClock()
+    ids = PackIds(clock)
+    found = [ids.next() for _ in range(3)]
+    clock.advance(-0.5)
+    found += [ids.next() for _ in range(3)]
+    assert found == sorted(found)
+    clock.advance(-3600)
+    assert abs((pack_created_at(ids.next()) - clock.now()).total_seconds()) < 0.01
