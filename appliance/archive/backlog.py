@@ -71,7 +71,7 @@ class BacklogWatch:
                 pending_bytes=counts.pending_bytes,
                 drained_bytes=drained,
                 sent_bytes=throttle.sent_bytes,
-                backlogged=self._uplink.backlogged,
+                idle_count=self._uplink.idle_count,
                 busy=self._uplink.busy,
                 link_up=state != "down",
                 throttle_bytes_per_s=throttle.rate_now_bytes_per_s(),

@@ -12,20 +12,20 @@ full counts with the outage going on, and the time to drain counts from the retu
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
-from statistics import median
 from typing import NamedTuple
 
-from appliance.archive.history import DAY_S, HOUR_S, History
+from appliance.archive.history import DAY_S, HOUR_S, History, LineRates
 from appliance.remote.throttle import AIM, Timetable
 
 HORIZON_S = 14 * DAY_S
 NEAR_S = DAY_S
 NEAR_STEP_S = 300.0
 FAR_STEP_S = 900.0
-DAYS_BACK_MAX = 28
+SLOT_MIN = 5
 ALIKE_MAX = 5
 FADES_S = 2 * HOUR_S
 THROTTLED_FRACTION = 0.5
+CARRIED_QUANTILE = 0.9
 YIELD_LEAST = 0.1
 SATURDAY = 5
 
@@ -103,45 +103,62 @@ def _reach(backlog: float, intake: Rate | None, drain: Rate, goal: float) -> flo
 # --- what comes
 
 
+class _Usual:
+    """What came at each local hour of the days before, the latest day first."""
+
+    def __init__(self, history: History, timezone: tzinfo) -> None:
+        self._hours: dict[int, list[tuple[int, float]]] = {}
+        self._known: dict[tuple[int, int], float | None] = {}
+        for number in sorted(history.hours, reverse=True):
+            rate = history.hour_rate(number * HOUR_S)
+            if rate is not None:
+                middle = datetime.fromtimestamp((number + 0.5) * HOUR_S, timezone)
+                self._hours.setdefault(middle.hour, []).append((middle.toordinal(), rate))
+
+    def rate(self, local: datetime, before: int | None = None) -> float | None:
+        """Return bytes a second at that hour on the last days that are most like that day.
+
+        `before`: only days in front of that one, as an ordinal, count.
+        """
+        key = (local.weekday(), local.hour)
+        if before is not None or key not in self._known:
+            found = self._mean(local, before)
+            if before is not None:
+                return found
+            self._known[key] = found
+        return self._known[key]
+
+    def _mean(self, local: datetime, before: int | None) -> float | None:
+        classes: dict[int, list[float]] = {}
+        for day, rate in self._hours.get(local.hour, ()):
+            if before is None or day < before:
+                unlike = _unlike(local.weekday(), (day + 6) % 7)
+                classes.setdefault(unlike, []).append(rate)
+        if not classes:
+            return None
+        best = classes[min(classes)][:ALIKE_MAX]
+        return sum(best) / len(best)
+
+
 def intake_ahead(history: History, now: datetime, timezone: tzinfo) -> Rate | None:
     """Return the expected intake, bytes a second, by seconds from now; None when nothing is known.
 
     Where no day before is known, the last hour is taken to go on.
     """
+    usual = _Usual(history, timezone)
     last = history.last_hour_rate()
-    usual_now = _usual(history, now, now - timedelta(seconds=HOUR_S / 2), timezone)
+    middle = _local(now, -HOUR_S / 2, timezone)
+    usual_now = usual.rate(middle, before=middle.toordinal())
     if last is None and usual_now is None:
         return None
     level = last if last is not None else usual_now or 0.0
     excess = level - usual_now if usual_now is not None else 0.0
-    known: dict[int, float] = {}
 
     def rate(ahead_s: float) -> float:
-        hour = int(ahead_s // HOUR_S)
-        if hour not in known:
-            usual = _usual(history, now, now + timedelta(seconds=(hour + 0.5) * HOUR_S), timezone)
-            known[hour] = level if usual is None else usual
-        return max(0.0, known[hour] + excess * math.exp(-ahead_s / FADES_S))
+        found = usual.rate(_local(now, ahead_s, timezone))
+        return max(0.0, (level if found is None else found) + excess * math.exp(-ahead_s / FADES_S))
 
     return rate
-
-
-def _usual(history: History, now: datetime, at: datetime, timezone: tzinfo) -> float | None:
-    """Return what came at that local hour on the last days that are most alike."""
-    local = at.astimezone(timezone)
-    classes: dict[int, list[float]] = {}
-    # Wall-clock arithmetic: the same hour of the day on both sides of a change of the clocks.
-    first = max(1, math.ceil((at - now).total_seconds() / DAY_S))
-    for days in range(first, first + DAYS_BACK_MAX):
-        before = local - timedelta(days=days)
-        rate = history.hour_rate(before.timestamp())
-        if rate is not None:
-            alike = _unlike(local.weekday(), before.weekday())
-            classes.setdefault(alike, []).append(rate)
-    if not classes:
-        return None
-    best = classes[min(classes)][:ALIKE_MAX]
-    return sum(best) / len(best)
 
 
 def _unlike(day: int, other: int) -> int:
@@ -181,9 +198,14 @@ def drain_ahead(
             by_throttle[throttle] = None if line is None else line * part
         return by_throttle[throttle]
 
+    by_slot: dict[tuple[int, int, int], float] = {}
+
     def rate(ahead_s: float) -> float:
-        at = now + timedelta(seconds=ahead_s)
-        return carried(timetable.rate_at(at.astimezone(timezone))) or 0.0
+        at = _local(now, ahead_s, timezone)
+        slot = (at.weekday(), at.hour, at.minute // SLOT_MIN)
+        if slot not in by_slot:
+            by_slot[slot] = carried(timetable.rate_at(at)) or 0.0
+        return by_slot[slot]
 
     hours = range(0, int(7 * DAY_S), int(HOUR_S))
     if any(carried(timetable.rate_at(_local(now, each, timezone))) is not None for each in hours):
@@ -205,7 +227,7 @@ def _yield(history: History) -> float:
 def _aimed(history: History) -> float:
     """Return the part of a throttle that is used where nothing else limits."""
     parts = [
-        median(each.rates) / each.throttle_bytes_per_s
+        _carried(each) / each.throttle_bytes_per_s
         for each in history.line
         if each.throttle_bytes_per_s and each.rates
     ]
@@ -225,7 +247,12 @@ def _line(history: History, throttle: float | None) -> float | None:
         )
     ]
     if fitting:
-        return median(max(fitting, key=lambda each: each.at_s).rates)
+        return _carried(max(fitting, key=lambda each: each.at_s))
     if throttle is None and history.line:
-        return max(median(each.rates) for each in history.line if each.rates)
+        return max(_carried(each) for each in history.line if each.rates)
     return None
+
+
+def _carried(line: LineRates) -> float:
+    """Return what a line carries: among its busiest stretches, since others had idle moments."""
+    return sorted(line.rates)[int(CARRIED_QUANTILE * (len(line.rates) - 1))]

@@ -35,14 +35,15 @@ class Sample(NamedTuple):
     """What the uplink knows at one moment.
 
     Bytes: `pending_bytes` here, `drained_bytes` verified and `sent_bytes` on the wire, both since
-    the process began. `backlogged`: packs wait for a free worker. `busy`: a pack is on its way.
+    the process began. `idle_count` rises whenever a worker finds nothing to take. `busy`: a pack is
+    on its way.
     """
 
     at_s: float
     pending_bytes: int
     drained_bytes: int
     sent_bytes: int
-    backlogged: bool
+    idle_count: int
     busy: bool
     link_up: bool
     throttle_bytes_per_s: float | None
@@ -57,7 +58,7 @@ class Stretch(msgspec.Struct, array_like=True):
 
 
 class LineRates(msgspec.Struct):
-    """What the line carried while packs waited, the latest last: wire bytes a second."""
+    """What the line carried while all workers sent, the latest last: wire bytes a second."""
 
     throttle_bytes_per_s: float | None
     at_s: float
@@ -139,7 +140,7 @@ class Recorder:
             history.drained_bytes = history.drained_bytes * FADED + drained
             history.sent_bytes = history.sent_bytes * FADED + sent
         same = last.throttle_bytes_per_s == sample.throttle_bytes_per_s
-        loaded = last.backlogged and sample.backlogged and last.link_up and sample.link_up
+        loaded = last.idle_count == sample.idle_count and last.link_up and sample.link_up
         if not (same and loaded) or elapsed_s < RATE_LEAST_S:
             return
         throttle = sample.throttle_bytes_per_s

@@ -119,6 +119,7 @@ class Uplink:
         self._records: list[Queued] = []
         self._records_since_s = 0.0
         self._drained_bytes = 0
+        self._idle_count = 0
         self._problems: dict[str, Problem] = {}
         self._foreign = False
         self._ledger_ready = threading.Event()
@@ -200,6 +201,11 @@ class Uplink:
     def backlogged(self) -> bool:
         """Whether packs wait for a worker that is free."""
         return bool(self._waiting)
+
+    @property
+    def idle_count(self) -> int:
+        """How often a worker found nothing to take: while it stands, all were at work."""
+        return self._idle_count
 
     @property
     def busy(self) -> bool:
@@ -397,6 +403,7 @@ class Uplink:
                         continue  # borrowed: the scan finds it again
                     self._in_work.add(pack_id)
                     return lane, pack_id
+                self._idle_count += 1
                 self._work.wait(1.0)
         return None
 

@@ -152,7 +152,10 @@ def test_while_the_line_is_down_the_drain_counts_from_its_return() -> None:
 def test_a_line_that_carries_less_than_the_throttle_is_what_counts() -> None:
     """By day the throttle of 10 is reached; by night, of 100 only 40 was ever seen."""
     history = History(
-        line=[LineRates(100.0, 1.0, [38.0, 40.0, 41.0]), LineRates(10.0, 2.0, [9.8, 9.9, 9.8])]
+        line=[
+            LineRates(100.0, 1.0, [*range(21, 38), 40.0, 40.0, 41.0]),
+            LineRates(10.0, 2.0, [9.8, 9.9, 9.8]),
+        ]
     )
     pending = 98 * 6 * 360 + 40 * 3600 * 4
     found = forecast(history, THURSDAY, TOKYO, _timetable(100.0, 10.0), pending, 0, link_down=False)
@@ -167,7 +170,7 @@ def test_framing_and_ledger_take_their_part_of_the_line() -> None:
 
 def test_an_unlimited_line_is_what_it_was_seen_to_carry() -> None:
     """And before it ever was, what goes out at this moment."""
-    history = History(line=[LineRates(None, 1.0, [500.0, 480.0, 10.0])])
+    history = History(line=[LineRates(None, 1.0, [480.0] * 10 + [500.0, 10.0])])
     seen = forecast(history, THURSDAY, TOKYO, OFF, 48_000, 0, link_down=False)
     assert seen.time_to_drain_s == pytest.approx(100, rel=0.01)
     first = forecast(

@@ -29,7 +29,7 @@ def layout(tmp_path: Path) -> Layout:
 
 def _sample(after_s: float, pending: int = 0, drained: int = 0, sent: int = 0, **other) -> Sample:
     state = {
-        "backlogged": False, "busy": False, "link_up": True, "throttle_bytes_per_s": 1000.0,
+        "idle_count": int(after_s), "busy": False, "link_up": True, "throttle_bytes_per_s": 1000.0,
     } | other  # fmt: skip
     return Sample(START_S + after_s, pending, drained, sent, **state)
 
@@ -86,7 +86,7 @@ def test_a_stretch_over_the_full_hour_is_split(layout: Layout) -> None:
 def test_the_line_is_measured_only_under_load(layout: Layout) -> None:
     """Idle minutes, an outage, and a change of the throttle say nothing of what it carries."""
     recorder = Recorder(FileSystem(), layout)
-    loaded = {"backlogged": True, "busy": True}
+    loaded = {"idle_count": 0, "busy": True}
     recorder.take(_sample(0))
     recorder.take(_sample(60, sent=6_000))
     recorder.take(_sample(120, sent=12_000, **loaded))
@@ -102,7 +102,7 @@ def test_the_line_is_measured_only_under_load(layout: Layout) -> None:
 def test_what_is_kept_is_bounded(layout: Layout) -> None:
     """Months of samples: weeks of hours, some rates, and a file that stays small."""
     recorder = Recorder(FileSystem(), layout)
-    loaded = {"backlogged": True, "busy": True}
+    loaded = {"idle_count": 0, "busy": True}
     for number in range(3000):
         recorder.take(
             _sample(number * 1800, sent=number * 10**6, **loaded, throttle_bytes_per_s=number % 40)
