@@ -13,6 +13,7 @@ import msgspec
 FORMAT = 1
 Value = str | list[dict[int, Any]]
 ENTRY_BYTES_MAX = 256 * 2**20
+RECORD_BYTES_PER_INSTANCE = 400
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -205,3 +206,10 @@ Record = (
     | KeyRecord
     | Drilled
 )
+
+
+def record_bytes(record: Record) -> int:
+    """Return about how large a record is in an entry, before compression."""
+    if isinstance(record, PackRecord):
+        return 1000 + RECORD_BYTES_PER_INSTANCE * len(record.instances)
+    return 500

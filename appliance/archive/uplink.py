@@ -30,7 +30,8 @@ from appliance.archive.key_change import KeyChange
 from appliance.archive.layout import Layout, packs_in
 from appliance.archive.ledger import Ledger
 from appliance.archive.problem import Problem
-from appliance.archive.records import Opened, PackRecord, Record
+from appliance.archive.records import Opened, PackRecord, Record, record_bytes
+from appliance.archive.senders import pack_sender
 from appliance.archive.turns import Turns
 from appliance.archive.upload import PackUpload
 from appliance.foundation import log
@@ -48,7 +49,6 @@ from appliance.foundation.errors import (
 from appliance.foundation.files import FileSystem
 from appliance.index.index import Index
 from appliance.index.writing import WriteTransaction
-from appliance.packs.reader import PackReader
 from appliance.packs.sealing import seal
 from appliance.remote.link import Backoff
 from appliance.remote.store import Lane
@@ -57,7 +57,6 @@ UPLOAD_WORKERS = 3
 SCAN_S = 0.5
 LEDGER_BATCH_S = 2.0
 LEDGER_BATCH_BYTES = 4 * 2**20
-RECORD_BYTES_PER_INSTANCE = 400
 MISCONFIGURED_RETRY_S = 60.0
 
 _log = log.get("uplink")
@@ -572,23 +571,6 @@ class Uplink:
                 self._foreign = False
             if self._problems.pop(condition, None) is not None:
                 _log.info("problem_over", condition=condition)
-
-
-def pack_sender(path: str) -> str:
-    """Return the AE title that sent the first member of a pack, "" when it can't be read."""
-    try:
-        with PackReader(path) as reader:
-            first = next(reader.members(), None)
-    except (AzekuraError, OSError):
-        return ""  # whoever uploads it says what is wrong
-    return first.provenance.calling_ae if first is not None else ""
-
-
-def record_bytes(record: Record) -> int:
-    """Return about how large a record is in an entry, before compression."""
-    if isinstance(record, PackRecord):
-        return 1000 + RECORD_BYTES_PER_INSTANCE * len(record.instances)
-    return 500
 
 
 def as_error(error: Exception, subject: str) -> AzekuraError:

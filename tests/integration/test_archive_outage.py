@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from appliance.archive.layout import pack_created_at
+from appliance.archive.senders import pack_sender
 from appliance.archive.turns import NEW_FOR_S
-from appliance.archive.uplink import pack_sender
 from appliance.remote.throttle import AIM
 from tests.support.archive_box import entries
 from tests.support.hospital import ZONE, Hospital, Point, hours, local, spaced
