@@ -69,6 +69,7 @@ def _line(finding: "Finding") -> str:
 
 
 def _local(config_path: str, config: "Config") -> "list[Check]":
+    from appliance.archive.adopted import adopted_by
     from appliance.archive.layout import Layout
     from appliance.foundation.clock import SystemClock
     from appliance.foundation.files import FileSystem
@@ -79,7 +80,9 @@ def _local(config_path: str, config: "Config") -> "list[Check]":
     from appliance.health.keys import check_keys
 
     clock, files = SystemClock(), FileSystem()
-    data_dir, dicom = config.node.data_dir, config.dicom
+    data_dir = config.node.data_dir
+    config = adopted_by(config, Layout(data_dir)).config
+    dicom = config.dicom
     checks = [
         Check("configuration", lambda: check_configuration(config_path, config)),
         Check("keys", lambda: check_keys(config.keys, signs=config.writes)),
@@ -88,6 +91,8 @@ def _local(config_path: str, config: "Config") -> "list[Check]":
     layout = Layout(data_dir)
     if os.path.isdir(layout.open_packs):
         checks += _of_data(config, clock, files, layout)
+        if config.node.role == "standby":
+            checks.append(Check("standby", lambda: _standby(config, clock, layout)))
     checks.append(Check("dicom_port", lambda: check_dicom_port(dicom.port, lambda: _echo(config))))
     if dicom.tls is not None:
         from appliance.health.certificate import check_certificate
@@ -141,6 +146,21 @@ def _of_data(
         Check("drill", lambda: _drill(config, clock, layout)),
         Check("set_aside", lambda: check_set_aside(layout.set_aside)),
     ]  # fmt: skip
+
+
+def _standby(config: "Config", clock: "Clock", layout: "Layout") -> "Findings":
+    from appliance.archive.accepting import Accepting
+    from appliance.archive.nodes import node_documents, nodes_now
+    from appliance.archive.status import read_uplink_status
+    from appliance.health.standby import check_standby
+
+    said = read_uplink_status(layout)
+    return check_standby(
+        node_documents(nodes_now(layout, clock), {}),
+        said.following if said is not None else (),
+        Accepting(layout, clock, config).refusal,
+        config.standby.accept_stores,
+    )
 
 
 def _index_problem(clock: "Clock", layout: "Layout") -> dict[str, str] | None:

@@ -9,6 +9,10 @@ from appliance.health.check import Findings, ok, warning
 
 CONDITION = "configuration"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_NOBODY_MAY = {
+    "appliance": "List the PACS and modalities in dicom.peers",
+    "standby": "They come from the sites when their ledgers are followed: start azekura uplink",
+}
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -33,8 +37,16 @@ def check_configuration(path: str, config: Config) -> Findings:
             )
         )
     if not any(peer.addresses for peer in config.dicom.peers):
+        found.append(warning(CONDITION, "no peer may call", _NOBODY_MAY[config.node.role]))
+    if config.node.role == "appliance" and config.keys.signers and not config.keys.recipients:
+        names = ", ".join(config.keys.signers)
         found.append(
-            warning(CONDITION, "no peer may call", "List the PACS and modalities in dicom.peers")
+            warning(
+                CONDITION,
+                f"keys.signers names {names}, and keys.recipients nobody",
+                "No standby can read what this node writes: list their recipients, which "
+                "`azekura key list` shows there",
+            )
         )
     endpoint = urlsplit(config.cloud.endpoint_url)
     if endpoint.scheme == "http" and endpoint.hostname not in _LOOPBACK:

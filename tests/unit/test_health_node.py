@@ -30,6 +30,7 @@ from appliance.health.index import check_index
 from appliance.health.keys import check_keys
 from appliance.health.pending import Pending, check_pending
 from appliance.health.set_aside import check_set_aside
+from appliance.health.standby import check_standby
 from appliance.health.uplink_status import check_uplink_status
 from appliance.index.index import Index
 from appliance.seal.identity import new_identity_file
@@ -397,3 +398,44 @@ def test_a_drill_is_clean_and_not_long_ago(
 def test_a_new_node_owes_no_drill() -> None:
     (finding,) = check_drill(ManualClock(), 86400.0, "", None)
     assert finding.severity is Severity.OK
+
+
+# --- the standby
+
+
+def site(state: str, node: str = "site-a") -> dict[str, object]:
+    return {"node": node, "state": state, "since": "2026-03-02T03:00:00.000000Z"}
+
+
+def place(applied: int, last: int) -> dict[str, object]:
+    return {"node": "site-a", "applied_sequence": applied, "last_sequence": last}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "following", "refusal", "severity", "words"),
+    [
+        ([site("alive")], [place(9, 9)], None, Severity.OK, "the place of site-a; it takes new"),
+        ([site("alive")], [place(9, 9)], "no site is silent", Severity.OK, "no site is silent"),
+        ([], [], None, Severity.WARNING, "nothing is known"),
+        ([site("unknown")], [], None, Severity.WARNING, "nothing is heard of site-a"),
+        ([site("silent")], [], None, Severity.WARNING, "silent since 2026-03-02"),
+        ([site("alive")], [place(1, 900)], None, Severity.WARNING, "899 entries"),
+        ([site("retired")], [place(9, 9)], None, Severity.OK, "site-a"),
+    ],
+)
+def test_a_standby_says_whether_it_could_take_a_sites_place(
+    nodes: list, following: list, refusal: str | None, severity: Severity, words: str
+) -> None:
+    (found,) = check_standby(nodes, following, refusal, "when-silent")
+    assert found.severity is severity
+    assert words in found.sentence
+
+
+def test_signers_without_recipients_are_a_warning(tmp_path: Path) -> None:
+    """A standby that follows and can read nothing is found before the disaster."""
+    path = tmp_path / "azekura.toml"
+    path.touch(0o640)
+    config = config_of()
+    keys = config.keys.model_copy(update={"signers": {"cloud": ("azekura-sign1q",)}})
+    (found,) = check_configuration(str(path), config.model_copy(update={"keys": keys}))
+    assert (found.severity, "cloud" in found.sentence) == (Severity.WARNING, True)
