@@ -233,6 +233,7 @@ def _cloud(config: "Config", *, probe: bool) -> "list[Check]":
     from appliance.health.bucket import check_bucket
     from appliance.health.check import Check
     from appliance.health.clock_skew import check_clock_skew
+    from appliance.health.other_nodes import check_other_nodes
     from appliance.health.permissions import check_reading, check_writing
     from appliance.remote.s3 import S3Store
     from appliance.remote.s3_client import S3Settings, systemd_credentials_file
@@ -252,6 +253,10 @@ def _cloud(config: "Config", *, probe: bool) -> "list[Check]":
         Check("bucket", lambda: check_bucket(store(), needs_lock=needs_lock)),
         Check("bucket_permissions", lambda: check_reading(store())),
         Check("clock", lambda: check_clock_skew(clock, store())),
+        Check(
+            "other_nodes",
+            lambda: check_other_nodes(store(), config.node.name, config.keys.signers),
+        ),
     ]
     if probe and needs_lock:
         mode: LockMode = "COMPLIANCE" if cloud.object_lock == "compliance" else "GOVERNANCE"

@@ -16,6 +16,8 @@ import pytest
 
 from appliance.archive.records import PackRecord
 from appliance.dicom import status
+from appliance.dimse.contexts import Proposal
+from appliance.dimse.requestor import request_association
 from appliance.foundation.errors import PeerError
 from appliance.remote.embedded import EmbeddedS3
 from tests.bench import client
@@ -23,11 +25,18 @@ from tests.support.archive_box import Sample, sample
 from tests.support.bucket_look import ledger_of
 from tests.support.node import Node
 from tests.support.node_status import applied, status_of, wait_until
-from tests.support.pack_samples import CT_STORAGE
+from tests.support.pack_samples import CT_STORAGE, EXPLICIT
 from tests.support.recording_sender import Sender, associate, digests_of, fetch, fetch_all, store
 
 PATIENCE_S = 120.0
 FIRST_IMAGE_S = 10.0
+GET = "1.2.840.10008.5.1.4.1.2.2.3"
+_ECHO_ONLY = """
+[[dicom.peers]]
+ae_title = "NEWCT"
+addresses = ["127.0.0.0/8"]
+allow = ["echo"]
+"""
 STUDY_LEVEL, STUDY_UID = 0x00080052, 0x0020000D
 
 
@@ -59,6 +68,18 @@ def takes_stores(node: Node) -> bool:
     association = associate(node.port)
     try:
         return association.find_context(CT_STORAGE) is not None
+    finally:
+        association.release()
+
+
+def takes(node: Node, calling_ae: str, *abstract_syntaxes: str) -> bool:
+    """Tell whether all of these are accepted of a caller."""
+    association = request_association(
+        "127.0.0.1", node.port, calling_ae=calling_ae, called_ae="AZEKURA",
+        proposals=[Proposal(each, (EXPLICIT,)) for each in abstract_syntaxes],
+    )  # fmt: skip
+    try:
+        return all(association.find_context(each) is not None for each in abstract_syntaxes)
     finally:
         association.release()
 
@@ -143,6 +164,7 @@ def run(
     stand_in(disaster, new)
     recover(disaster, [*verified, *new])
     come_back(disaster, [*verified, *new], studies + 1)
+    change_and_retire(disaster)
 
 
 def serve(disaster: Disaster, verified: Sequence[Sample], studies: int) -> None:
@@ -223,6 +245,22 @@ def come_back(disaster: Disaster, all_of_it: Sequence[Sample], studies: int) -> 
     until(lambda: studies_found(disaster.first) == studies + 1)
     assert fetch_all(disaster.first.port, more) == digests_of(more)
     disaster.mark("what is stored to it is at the standby")
+
+
+def change_and_retire(disaster: Disaster) -> None:
+    """Another peer at the site holds at the standby, without a restart of anybody; then the site
+    retires, and takes nothing more until that is undone."""
+    site, first = disaster.site, disaster.first
+    assert takes(first, "NEWCT", "1.2.840.10008.1.1", GET)
+    site.configure(peers=_ECHO_ONLY)
+    until(lambda: not takes(first, "NEWCT", "1.2.840.10008.1.1", GET))
+    assert "# adopted from site-a: dicom.peers NEWCT" in first.azekura("config", "show")
+    disaster.mark("a peer that was changed at the site is changed at the standby")
+    assert site.json("retire")["told"]
+    until(lambda: not takes_stores(site))
+    assert status_of(site)["refusal"] == "this node is retired"
+    assert site.json("retire", "--undo")["retired_at"] is None
+    until(lambda: takes_stores(site))
 
 
 def studies_of(count: int, instances: int, size_bytes: int) -> list[Sample]:

@@ -8,6 +8,7 @@ from appliance.foundation.errors import CloudRefused, CloudUnavailable
 from appliance.health.bucket import check_bucket
 from appliance.health.check import Severity
 from appliance.health.clock_skew import check_clock_skew
+from appliance.health.other_nodes import check_other_nodes
 from appliance.health.permissions import check_reading, check_writing
 from appliance.remote.store import BucketFinding
 from tests.support.fake_store import FakeStore, Fault
@@ -113,3 +114,16 @@ def test_a_skew_that_the_bucket_refuses_for_is_an_error() -> None:
     assert severities(check_clock_skew(ManualClock(), store)) == [Severity.ERROR]
     store.fail("server_time", Fault("before", CloudUnavailable("HeadBucket")))
     assert check_clock_skew(ManualClock(), store) == []
+
+
+def test_a_node_that_beats_unfollowed_is_a_warning() -> None:
+    """What it stores would never be found here, and nobody would know."""
+    store = FakeStore()
+    for name in ("site-a", "cloud"):
+        store.seed(f"nodes/{name}.json", b"x")
+    assert severities(check_other_nodes(store, "site-a", ["cloud"])) == [Severity.OK]
+    (found,) = check_other_nodes(store, "site-a", [])
+    assert found.severity is Severity.WARNING
+    assert "cloud" in found.sentence
+    store.offline = True
+    assert check_other_nodes(store, "site-a", []) == []
