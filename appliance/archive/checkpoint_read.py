@@ -12,6 +12,8 @@ Invariants:
 """
 
 import contextlib
+import io
+import itertools
 import os
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import NamedTuple
@@ -33,16 +35,18 @@ from appliance.foundation.errors import (
     UnsupportedFormat,
 )
 from appliance.foundation.files import FileSystem
-from appliance.remote.reading import oldest_versions
+from appliance.remote.reading import ObjectReader, oldest_versions
 from appliance.remote.store import Lane, ObjectStore, VersionInfo
 from appliance.seal.age import HEAD_READ_BYTES
-from appliance.seal.age_header import header_length, unwrap_file_key
 from appliance.seal.identity import Identity
 
 Finding = Callable[[int, int, str], None]
 """Called with first and last sequence of a checkpoint, and what is wrong with it."""
 
 PART = ".part"
+LISTED_MAX = 50_000
+TRIED_MAX = 64
+"""Anybody may put names there: so many are looked at, then single entries are read."""
 _WRONG = (Damaged, DecryptionFailed, UnsupportedFormat)
 
 _log = log.get("checkpoint")
@@ -150,7 +154,8 @@ class CheckpointSource:
         self._clear_parts(node)
         found: dict[CheckpointName, VersionInfo] = {}
         for level in range(len(LEVEL_ENTRIES) + 1):
-            for version in oldest_versions(self._store, prefix(level, node)):
+            listed = oldest_versions(self._store, prefix(level, node))
+            for version in itertools.islice(listed, LISTED_MAX):
                 name = CheckpointName.parse(version.key)
                 if name is not None:
                     found[name] = version
@@ -205,13 +210,20 @@ class Offered:
         `known`: what it must not contradict, if that is in it or just in front. The one that
         reaches furthest is taken. Raises CloudError, OutOfSpace, StorageFailed.
         """
-        following = [
-            name for name in self._found if name.range.first <= sequence <= name.range.last
-        ]
+        following = []
+        for name, version in list(self._found.items()):
+            if name.range.first <= sequence <= name.range.last:
+                wrong = self._judged.get(version.version_id)
+                if wrong is None:
+                    following.append(name)
+                elif wrong:
+                    self._tell(name, wrong, on_finding)
         following.sort(key=self._order)
-        for name in following:
+        for name in following[:TRIED_MAX]:
             path = os.path.join(self._directory, name.file_name)
-            here = path if os.path.exists(path) else self._fetch(name, f"{path}{PART}", on_finding)
+            here: str | None = path
+            if not os.path.exists(path):
+                here = self._fetch(name, f"{path}{PART}", signers, on_finding)
             if here is None:
                 continue
             try:
@@ -229,23 +241,20 @@ class Offered:
         at_s = self._found[name].last_modified_at.timestamp()
         return -name.range.last, name.keys not in self._opened, -at_s
 
-    def _fetch(self, name: CheckpointName, part: str, on_finding: Finding) -> str | None:
+    def _fetch(
+        self, name: CheckpointName, part: str, signers: Container[str], on_finding: Finding
+    ) -> str | None:
         """Fetch a checkpoint that is for us into a file; return its path, None when it is not."""
         version = self._found[name]
-        judged = self._judged.get(version.version_id)
-        if judged is not None:
-            if judged:
-                self._tell(name, judged, on_finding)
-            return None
         try:
-            self._open_head(version)
+            self._check_end(name, signers)
         except SealedToOthers as error:
             if name.keys in self._opened:
                 self._tell(name, error.cause, on_finding)
             else:
                 self._judged[version.version_id] = ""
             return None
-        except DecryptionFailed as error:
+        except _WRONG as error:
             self._tell(name, error.cause, on_finding)
             return None
         self._opened.add(name.keys)
@@ -253,13 +262,14 @@ class Offered:
         fetch_version(self._files, self._store, version, part, Lane.NEW)
         return part
 
-    def _open_head(self, version: VersionInfo) -> None:
-        """Raise unless one of our identities opens it: its first bytes tell."""
-        end = min(version.size_bytes, HEAD_READ_BYTES)
-        if end == 0:
-            raise DecryptionFailed("open sealed object", version.key, "it is empty")
-        start = self._store.get(version.key, version.version_id, 0, end)
-        unwrap_file_key(start[: header_length(start)], self._identities)
+    def _check_end(self, name: CheckpointName, signers: Container[str]) -> None:
+        """Raise unless it is for us and signed: both ends of the object tell."""
+        version = self._found[name]
+        source = ObjectReader(
+            self._store, version.key, version.version_id, version.size_bytes, Lane.NEW
+        )
+        with io.BufferedReader(source, HEAD_READ_BYTES) as file:
+            CheckpointReader(file, self._identities, name, signers).closing()
 
     def _tell(self, name: CheckpointName, what: str, on_finding: Finding) -> None:
         _log.warning(

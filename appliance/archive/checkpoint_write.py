@@ -20,8 +20,7 @@ from appliance.archive.checkpoint import (
     CheckpointName,
     CheckpointReader,
     Range,
-    checkpoint_lines,
-    compressed,
+    checkpoint_pieces,
     keys_digest,
 )
 from appliance.archive.checkpoint_plan import Plan
@@ -57,6 +56,7 @@ from appliance.remote.store import FileBody, Lane, ObjectStore, UploadProgress, 
 from appliance.seal.age import encrypt_stream
 from appliance.seal.identity import Identity
 from appliance.seal.signing import SigningKey
+from appliance.seal.stream import PieceStream
 
 RETRY_S = 300.0
 
@@ -193,14 +193,14 @@ class CheckpointWriter:
             )  # fmt: skip
         lock = self._retention.lock()
         temporary = f"{self._spool}.tmp"
-        lines = checkpoint_lines(
+        pieces = checkpoint_pieces(
             self._node, name.range, self._previous(name.range.first),
             isoformat(self._clock.now()), self._entries(name.range), self._signing_key,
         )  # fmt: skip
         limit = self._plan.bytes_max if name.range.level > 1 else None
         try:
             sealed = encrypt_stream(
-                _Limited(compressed(lines), limit), temporary, self._recipients, self._files
+                _Limited(PieceStream(pieces), limit), temporary, self._recipients, self._files
             )
         except LimitExceeded:
             self._files.unlink(temporary)

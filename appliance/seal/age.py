@@ -35,6 +35,7 @@ __all__ = [
     "AgeRange",
     "SealedFile",
     "decrypt_bytes",
+    "decrypt_end",
     "decrypt_file",
     "encrypt_bytes",
     "encrypt_file",
@@ -307,3 +308,19 @@ def decrypt_file(
     for first in range(0, age_range.chunk_count, DECRYPT_BATCH_CHUNKS):
         sealed = source.read(DECRYPT_BATCH_CHUNKS * SEALED_CHUNK_BYTES)
         yield age_range.decrypt_range(sealed, first)
+
+
+def decrypt_end(source: BinaryIO, identities: Sequence[Identity], length: int) -> tuple[int, bytes]:
+    """Return the length of a seekable age file's plaintext, and its last bytes, `length` at most.
+
+    Reads no more than the header and the last chunks. Raises DecryptionFailed.
+    """
+    size = source.seek(0, os.SEEK_END)
+    source.seek(0)
+    head = _head(source.read(HEAD_READ_BYTES))
+    age_range = AgeRange(unwrap_file_key(head[:-NONCE_BYTES], identities), head, size)
+    total = age_range.plaintext_length
+    first = max(0, total - length)
+    start, end = age_range.ciphertext_range(first, total)
+    source.seek(start)
+    return total, bytes(age_range.decrypt_slice(source.read(end - start), first, total))

@@ -1,18 +1,24 @@
 """Ledgers of small entries, and the checkpoints that a test makes of them by hand."""
 
+import gzip
+import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from appliance.archive.checkpoint import (
+    FORMAT,
     CheckpointName,
     CheckpointReader,
+    Closing,
     Range,
-    checkpoint_lines,
-    compressed,
+    checkpoint_pieces,
     keys_digest,
+    member,
+    sealed_end,
 )
 from appliance.archive.ledger_entry import (
     FIRST_PREVIOUS,
@@ -26,6 +32,7 @@ from appliance.archive.records import Opened, Record
 from appliance.seal.age import encrypt_stream
 from appliance.seal.identity import Identity
 from appliance.seal.signing import SigningKey
+from appliance.seal.stream import PieceStream
 
 AT = "2026-03-02T03:00:00.000000Z"
 
@@ -65,10 +72,6 @@ class Maker:
         keys = keys_digest(self.recipients, self.key.public_text)
         return CheckpointName(self.node, Range(level, first, last), keys)
 
-    def lines(self, span: Range, previous: str, entries: Iterator[EntryLines]) -> Iterator[bytes]:
-        """Yield the lines that are signed."""
-        return checkpoint_lines(self.node, span, previous, AT, entries, self.key)
-
     def write(
         self,
         path: Path,
@@ -78,14 +81,39 @@ class Maker:
         *,
         level: int = 1,
         change: Callable[[list[bytes]], list[bytes]] = list,
+        sign_again: SigningKey | None = None,
     ) -> CheckpointName:
-        """Write a checkpoint of some of a chain's entries; `change` sees its lines before gzip."""
+        """Write a checkpoint of some of a chain's entries.
+
+        `change` sees its lines, without their newlines, before they are compressed. `sign_again`:
+        who then makes a closing line that fits, and signs it.
+        """
         previous = entries[first - 2].header_sha256 if first > 1 else FIRST_PREVIOUS
         name = self.name(level, first, last)
         chosen = map(lines_of, entries[first - 1 : last])
-        lines = change(list(self.lines(name.range, previous, chosen)))
-        encrypt_stream(compressed(iter(lines)), str(path), self.recipients)
+        pieces = checkpoint_pieces(self.node, name.range, previous, AT, chosen, self.key)
+        lines = gzip.decompress(b"".join(pieces))[:-1].split(b"\n")
+        changed = change(lines)
+        if changed != lines or sign_again:
+            body, end = changed[:-2], member(changed[-2:])
+            if sign_again:
+                end = sealed_end(closing_of(body, name, lines[-2]), sign_again)
+            pieces = iter([member(body), end])
+        else:
+            chosen = map(lines_of, entries[first - 1 : last])
+            pieces = checkpoint_pieces(self.node, name.range, previous, AT, chosen, self.key)
+        encrypt_stream(PieceStream(pieces), str(path), self.recipients)
         return name
+
+
+def closing_of(body: Sequence[bytes], name: CheckpointName, line: bytes) -> Closing:
+    """Return a closing line that fits a body, its head as in another."""
+    plain = b"".join(each + b"\n" for each in body)
+    return Closing(
+        FORMAT, name.node, name.range.first, name.range.last,
+        msgspec.json.decode(line, type=Closing).head, hashlib.sha256(plain).hexdigest(),
+        len(plain), len(member(body)),
+    )  # fmt: skip
 
 
 def lines_of(entry: Entry) -> EntryLines:

@@ -1,6 +1,5 @@
 """A checkpoint's bytes: what goes in comes out, and whatever is changed is noticed."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -13,18 +12,18 @@ import pytest
 from appliance.archive.checkpoint import (
     CheckpointName,
     CheckpointReader,
-    Closing,
     Range,
-    checkpoint_lines,
-    compressed,
+    checkpoint_pieces,
     keys_digest,
+    member,
+    sealed_end,
 )
 from appliance.archive.ledger_entry import FIRST_PREVIOUS, build_entry
 from appliance.archive.records import Signature
 from appliance.foundation.errors import Damaged, DecryptionFailed, SealedToOthers, UnsupportedFormat
 from appliance.seal.age import decrypt_bytes, encrypt_bytes, encrypt_stream
 from appliance.seal.identity import Identity
-from appliance.seal.signing import SigningKey
+from appliance.seal.stream import PieceStream
 from tests.support.checkpoints import (
     AT,
     Maker,
@@ -115,18 +114,7 @@ class TestForm:
         else:
             entries[2] = lines_of(chain("site-b", 3, KEY)[2])
         with pytest.raises(Damaged):
-            list(checkpoint_lines(NODE, Range(1, 1, 4), FIRST_PREVIOUS, AT, iter(entries), KEY))
-
-
-def _sign_again(lines: list[bytes], key: SigningKey, **closing) -> list[bytes]:
-    """Return lines with a closing line and a signature that fit what stands before them."""
-    body = lines[:-2]
-    told = msgspec.json.decode(lines[-2], type=Closing)
-    digest = hashlib.sha256(b"".join(body)).hexdigest()
-    told = msgspec.structs.replace(told, **({"sha256": digest} | closing))
-    line = msgspec.json.encode(told)
-    signature = Signature(key=key.public_text, signature=key.sign(line))
-    return [*body, line + b"\n", msgspec.json.encode(signature) + b"\n"]
+            list(checkpoint_pieces(NODE, Range(1, 1, 4), FIRST_PREVIOUS, AT, iter(entries), KEY))
 
 
 def _replaced(old: bytes, new: bytes):
@@ -143,32 +131,25 @@ CHANGES = {
     "a record is left out": lambda lines: lines[:3] + lines[4:],
     "an entry is left out": lambda lines: lines[:4] + lines[6:],
     "two records change places": lambda lines: [*lines[:2], lines[3], lines[2], *lines[4:]],
-    "a record is added": lambda lines: [*lines[:-2], b'{"type":"opened"}\n', *lines[-2:]],
+    "a record is added": lambda lines: [*lines[:-2], b'{"type":"opened"}', *lines[-2:]],
     "the opening is altered": _replaced(b"T03:00:00", b"T03:00:01"),
-    "another range": _replaced(b'"last":8', b'"last":9'),
+    "another range": lambda lines: [lines[0].replace(b'"last":8', b'"last":9'), *lines[1:]],
     "another node": lambda lines: [lines[0].replace(b"site-a", b"site-b"), *lines[1:]],
     "another beginning": lambda lines: [lines[0].replace(b"0" * 64, b"1" * 64), *lines[1:]],
     "cut in the middle": lambda lines: lines[:6],
     "without its signature": lambda lines: lines[:-1],
     "without its end": lambda lines: lines[:-2],
-    "something behind it": lambda lines: [*lines, b"{}\n"],
-    "no line at its end": lambda lines: [*lines[:-1], lines[-1].rstrip()],
+    "something behind it": lambda lines: [*lines, b"{}"],
     "nothing in it": lambda _lines: [],
-    "signed by a stranger": lambda lines: _sign_again(lines, FORGER),
     "a stranger's signature under the known key": lambda lines: [
         *lines[:-1],
-        msgspec.json.encode(Signature(key=KEY.public_text, signature=FORGER.sign(lines[-2][:-1])))
-        + b"\n",
+        msgspec.json.encode(Signature(key=KEY.public_text, signature=FORGER.sign(lines[-2]))),
     ],
-    "a record is altered by a stranger": lambda lines: _sign_again(
-        CHANGES["a record is altered"](lines), FORGER
-    ),
-    "another head": lambda lines: _sign_again(lines, KEY, head="1" * 64),
-    "the node's own name over another's entries": lambda lines: _sign_again(
-        [lines[0], *(line.replace(b'"node":"site-a"', b'"node":"site-b"') for line in lines[1:])],
-        KEY, node=NODE,
-    ),
+    "all of it another node's": lambda lines: [
+        lines[0], *(line.replace(b'"node":"site-a"', b'"node":"site-b"') for line in lines[1:]),
+    ],
 }  # fmt: skip
+IN_THE_BODY = [what for what in CHANGES if "signature" not in what and "its end" not in what]
 
 
 class TestTampering:
@@ -181,14 +162,59 @@ class TestTampering:
         with pytest.raises(Damaged):
             reader(sealed, [IDENTITY], name, KEY).prove()
 
+    @pytest.mark.parametrize("what", IN_THE_BODY)
+    def test_a_signature_does_not_make_a_chain(self, tmp_path: Path, what: str) -> None:
+        """Not even the node itself can put anything else than its chain into a checkpoint."""
+        name, sealed = made(tmp_path, change=CHANGES[what], sign_again=KEY)
+        if what != "the opening is altered":
+            with pytest.raises(Damaged):
+                reader(sealed, [IDENTITY], name, KEY).prove()
+
     def test_the_same_unchanged_is_proved(self, tmp_path: Path) -> None:
-        """The control of the test above, signed again by the same hand."""
-        name, sealed = made(tmp_path, change=lambda lines: _sign_again(lines, KEY))
+        """The control of the tests above, signed again by the same hand, or by a stranger's."""
+        name, sealed = made(tmp_path, sign_again=KEY)
         reader(sealed, [IDENTITY], name, KEY).prove()
+        name, sealed = made(tmp_path, sign_again=FORGER)
+        with pytest.raises(Damaged, match="not known"):
+            reader(sealed, [IDENTITY], name, KEY).prove()
+
+    def test_nothing_is_unpacked_before_the_signature_is_proved(self, tmp_path: Path) -> None:
+        """A body that becomes huge costs who forged it more than us."""
+        name, sealed = made(tmp_path)
+        closing = reader(sealed, [IDENTITY], name, KEY).closing()
+        bomb = member([bytes(2**20)] * 300)
+        end = sealed_end(
+            msgspec.structs.replace(closing, bytes=300 * (2**20 + 1), packed_bytes=len(bomb)),
+            FORGER,
+        )  # fmt: skip
+        forged = encrypt_bytes(bomb + end, MAKER.recipients)
+        tracemalloc.start()
+        with pytest.raises(Damaged, match="not known"):
+            reader(forged, [IDENTITY], name, KEY).prove()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2 * 2**20
+
+    def test_sizes_that_were_not_signed_are_damage(self, tmp_path: Path) -> None:
+        """The genuine end behind another body of the same packed size, which unpacks to more."""
+        name, sealed = made(tmp_path)
+        plain = decrypt_bytes(sealed, [IDENTITY])
+        closing = reader(sealed, [IDENTITY], name, KEY).closing()
+        end = plain[closing.packed_bytes :]
+        for body in (plain[: closing.packed_bytes - 1], plain[: closing.packed_bytes] + b"x"):
+            with pytest.raises(Damaged, match="another size"):
+                reader(encrypt_bytes(body + end, MAKER.recipients), [IDENTITY], name, KEY).prove()
+        noise = msgspec.json.encode(closing.sha256) * 200
+        longer = member([noise[: closing.bytes * 2]])
+        assert len(longer) < closing.packed_bytes
+        body = longer.ljust(closing.packed_bytes, b"\0")
+        with pytest.raises(Damaged):
+            reader(encrypt_bytes(body + end, MAKER.recipients), [IDENTITY], name, KEY).prove()
 
     def test_another_format_is_refused(self, tmp_path: Path) -> None:
-        change = _replaced(b'"format":1', b'"format":2')
-        name, sealed = made(tmp_path, change=lambda lines: _sign_again(change(lines), KEY))
+        name, sealed = made(
+            tmp_path, change=_replaced(b'"format":1', b'"format":2'), sign_again=KEY
+        )  # fmt: skip
         with pytest.raises(UnsupportedFormat):
             reader(sealed, [IDENTITY], name, KEY).prove()
 
@@ -249,8 +275,8 @@ def test_neither_making_nor_reading_holds_more_than_an_entry(tmp_path: Path) -> 
     name = MAKER.name(1, 1, count)
     tracemalloc.start()
     try:
-        lines = checkpoint_lines(NODE, name.range, FIRST_PREVIOUS, AT, entries(), KEY)
-        made_of = encrypt_stream(compressed(lines), str(path), MAKER.recipients)
+        pieces = checkpoint_pieces(NODE, name.range, FIRST_PREVIOUS, AT, entries(), KEY)
+        made_of = encrypt_stream(PieceStream(pieces), str(path), MAKER.recipients)
         assert made_of.size > count * 50_000
         with path.open("rb") as file:
             reading = CheckpointReader(file, [IDENTITY], name, {KEY.public_text})

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from appliance.archive.checkpoint import CheckpointName, Range
 from appliance.archive.checkpoint_read import (
+    TRIED_MAX,
     CheckpointSource,
     Known,
     kept_checkpoints,
@@ -50,9 +52,9 @@ class Standby:
     def source(self) -> CheckpointSource:
         return CheckpointSource(self.files, self.store, self.layout, self.identities)
 
-    def read(self, after: int = 0) -> list[int]:
+    def read(self, after: int = 0, source: CheckpointSource | None = None) -> list[int]:
         """Follow by checkpoints alone from an entry on; return the sequences that were read."""
-        offered = self.source().look(NODE)
+        offered = (source or self.source()).look(NODE)
         head = ENTRIES[after - 1].header_sha256 if after else FIRST_PREVIOUS
         found = []
         while True:
@@ -159,6 +161,8 @@ class TestWrong:
             standby.store._keys[key][0].content = path.read_bytes()
         assert standby.read() == list(range(1, 17))
         assert [each[:2] for each in standby.findings] == [(1, 16)]
+        if what == "forged":  # both ends of it, and no more
+            assert sum(each == ("get", key) for each in standby.store.requests) <= 2
         assert not any(name.startswith("2-") for name in standby.kept())
 
     def test_one_that_contradicts_the_chain_is_not_taken(self, standby: Standby) -> None:
@@ -189,6 +193,21 @@ class TestWrong:
         assert standby.source().look(NODE).last == 0
         assert standby.read() == []
         assert standby.findings == []
+
+
+def test_many_names_that_somebody_put_there_cost_no_more_than_some(standby: Standby) -> None:
+    """They come first, for they claim to reach further; the genuine one is read in the end."""
+    standby.put(1, 16, level=2)
+    keys = [f"{number:08x}" for number in range(2 * TRIED_MAX)]
+    for each in keys:
+        name = CheckpointName(NODE, Range(3, 1, 900), each)
+        standby.store.seed(name.key, b"noise")
+    source = standby.source()
+    for _ in range(2):
+        standby.store.requests.clear()
+        assert standby.read(source=source) == []
+        assert sum(verb == "get" for verb, _ in standby.store.requests) == TRIED_MAX
+    assert standby.read(source=source) == list(range(1, 17))
 
 
 class TestInterrupted:
