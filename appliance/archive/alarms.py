@@ -11,7 +11,7 @@ Invariants:
 from typing import NamedTuple
 
 from appliance.archive.problem import Problem
-from appliance.config.model import Alarms
+from appliance.config.care import Alarms
 from appliance.foundation import log
 from appliance.foundation.clock import Clock
 from appliance.foundation.units import format_duration

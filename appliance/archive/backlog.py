@@ -12,7 +12,7 @@ from appliance.archive.problem import Problem
 from appliance.archive.space import Space
 from appliance.archive.status import oldest_age_s
 from appliance.archive.uplink import Uplink
-from appliance.config.model import Alarms
+from appliance.config.care import Alarms
 from appliance.foundation.clock import Clock
 from appliance.foundation.files import FileSystem
 from appliance.index.index import Index

@@ -12,6 +12,8 @@ from appliance.foundation.errors import AzekuraError, Unreadable
 DAMAGED = "damaged"
 UNREADABLE = "unreadable"
 GONE = "gone"
+CLOUD = "cloud"
+"""The copy in the bucket is damaged, missing or archived."""
 
 Report = Callable[[str, str], None]
 """Called with a pack id and one of the words above."""
@@ -23,9 +25,10 @@ def reporter(requests: RequestBox, by: str) -> Report:
     """Return what leaves a `repair` request; `by` says who found it: read, index, verify."""
 
     def report(pack_id: str, why: str) -> None:
+        name = f"repair-{'cloud' if why == CLOUD else 'disk'}-{pack_id}"
         try:
             requests.put_unless_waiting(
-                Request(kind="repair", pack_id=pack_id, reason=why, by=by), f"repair-{pack_id}"
+                Request(kind="repair", pack_id=pack_id, reason=why, by=by), name
             )
         except AzekuraError as error:
             _log.error("repair_not_asked", pack=pack_id, error=type(error).__name__)
@@ -33,6 +36,6 @@ def reporter(requests: RequestBox, by: str) -> Report:
     return report
 
 
-def why_of(error: AzekuraError) -> str:
+def why_of(error: Exception) -> str:
     """Return the word for what reading gave."""
-    return UNREADABLE if isinstance(error, Unreadable) else DAMAGED
+    return UNREADABLE if isinstance(error, Unreadable | OSError) else DAMAGED

@@ -11,15 +11,24 @@ Invariants:
 """
 
 import os
+from collections.abc import Callable
 
 from appliance.archive.bucket_watch import BucketWatch
 from appliance.archive.layout import Layout
 from appliance.archive.pins import Pins
+from appliance.archive.proof import prove
 from appliance.archive.space import Space
 from appliance.archive.studies import study_packs
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, to_microseconds
-from appliance.foundation.errors import AzekuraError, Damaged, NotFound, ObjectMissing, Refused
+from appliance.foundation.errors import (
+    AzekuraError,
+    Damaged,
+    NotFound,
+    ObjectArchived,
+    ObjectMissing,
+    Refused,
+)
 from appliance.foundation.files import FileSystem
 from appliance.index.facts import CloudFacts
 from appliance.index.index import Index
@@ -47,8 +56,14 @@ class Evictor:
         high_water: float,
         low_water: float,
         bucket: BucketWatch | None = None,
+        suspect: Callable[[str], bool] | None = None,
     ) -> None:
-        """`bucket`: what is known of it; without one it is taken for fit."""
+        """Take over.
+
+        `bucket`: what is known of it; without one it is taken for fit. `suspect` tells whether a
+        pack's copy was found to be other than was verified.
+        """
+        self._suspect = suspect
         self._bucket = bucket
         self._files = files
         self._clock = clock
@@ -80,7 +95,7 @@ class Evictor:
                 break
             try:
                 freed += self.evict_pack(row.pack_id)
-            except (Damaged, ObjectMissing) as error:
+            except (Damaged, ObjectArchived, ObjectMissing) as error:
                 _log.error("pack_not_proved", pack=row.pack_id, error=type(error).__name__)
                 unproved.append(error)
         self._space.measure()
@@ -132,6 +147,11 @@ class Evictor:
             row = view.pack(pack_id)
         if row is None or row.cloud is None:
             raise Refused("evict", f"pack {pack_id}", "it is pending: the only copy is here")
+        if self._suspect is not None and self._suspect(pack_id):
+            raise Damaged(
+                "evict", f"pack {pack_id}", "its copy in the bucket was found damaged",
+                "The good copy is here, and stays; see docs/operations/repair.md",
+            )  # fmt: skip
         self.prove(row.cloud)
         path = self._layout.sealed_path(pack_id)
         with self._index.generations.gate().holding(shared=True):
@@ -151,16 +171,4 @@ class Evictor:
 
         Damaged when it is another than was verified, ObjectMissing when it is gone, CloudError.
         """
-        info = self._store.head(cloud.key, cloud.version_id)
-        if info.size_bytes != cloud.size or str(info.checksum) != cloud.checksum:
-            raise Damaged(
-                "prove before eviction", cloud.key, "the bucket's version is not what was verified",
-                "It is not evicted; run azekura verify --cloud",
-            )  # fmt: skip
-        if cloud.locked_until_us:
-            until = to_microseconds(info.lock.until) if info.lock is not None else 0
-            if until < cloud.locked_until_us:
-                raise Damaged(
-                    "prove before eviction", cloud.key, "its lock is gone or shorter",
-                    "It is not evicted; look at the bucket's Object Lock",
-                )  # fmt: skip
+        prove(self._store, cloud)

@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from appliance.archive.damage_report import CLOUD, Report
 from appliance.archive.extent import Extent
 from appliance.foundation import log
 from appliance.foundation.clock import Clock
@@ -26,6 +27,8 @@ from appliance.foundation.errors import (
     CloudError,
     Damaged,
     DecryptionFailed,
+    ObjectArchived,
+    ObjectMissing,
 )
 from appliance.foundation.files import FileSystem
 from appliance.index.facts import CloudFacts
@@ -64,8 +67,14 @@ class PackFetch:
         directory: str,
         part_path: str | None,
         on_end: Callable[["PackFetch", AzekuraError | None], None],
+        report: Report | None = None,
     ) -> None:
-        """`part_path`: where the pack is kept; None when it is only read past."""
+        """Begin nothing yet; see `want`.
+
+        `part_path`: where the pack is kept; None when it is only read past. `report` is told of a
+        copy in the bucket that can't be used.
+        """
+        self._report = report
         self.pack_id = pack_id
         self.part_path = part_path
         self._sources = copies_of(store)
@@ -238,12 +247,19 @@ class PackFetch:
                 return self._age.decrypt_into(sealed, first, plain)
             except DecryptionFailed as error:
                 _log.error("cloud_copy_damaged", pack=self.pack_id)
+                self._tell()
                 damage = error
-            except CloudError:
+            except CloudError as error:
+                if isinstance(error, ObjectMissing | ObjectArchived):
+                    self._tell()
                 if damage is None:
                     raise
         assert damage is not None
         raise damage
+
+    def _tell(self) -> None:
+        if self._report is not None:
+            self._report(self.pack_id, CLOUD)
 
     def _failed(self, first: int, last: int, began_s: float, error: AzekuraError) -> None:
         with self._condition:

@@ -231,7 +231,10 @@ class Ingest:
 
         An index that can't be read keeps nothing from being stored: then it is stored again.
         """
-        recent = list(self._recent.get(sop_instance_uid, ()))
+        with self._lock:
+            # What is indexed is asked of the index: there its copy is read again before it counts.
+            self._forget_indexed()
+            recent = list(self._recent.get(sop_instance_uid, ()))
         if version in recent:
             return True, True
         try:
@@ -250,13 +253,17 @@ class Ingest:
             self._recent.setdefault(sop_instance_uid, []).append(version)
             self._unindexed.append((self._answered, sop_instance_uid, version))
             self._progress.answered = self._answered
-            indexed = self._progress.indexed
-            while self._unindexed and self._unindexed[0][0] <= indexed:
-                _, uid, known = self._unindexed.popleft()
-                versions = self._recent[uid]
-                versions.remove(known)
-                if not versions:
-                    del self._recent[uid]
+            self._forget_indexed()
+
+    def _forget_indexed(self) -> None:
+        """Forget the versions that the index knows by now; the lock is held."""
+        indexed = self._progress.indexed
+        while self._unindexed and self._unindexed[0][0] <= indexed:
+            _, uid, known = self._unindexed.popleft()
+            versions = self._recent[uid]
+            versions.remove(known)
+            if not versions:
+                del self._recent[uid]
 
     def _fail(self, failure: StorageFailed) -> None:
         """Remember the first failed flush: nothing is answered Success after it (D2)."""

@@ -17,7 +17,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 
-from appliance.archive.damage_report import DAMAGED, UNREADABLE
+from appliance.archive.damage_report import DAMAGED, UNREADABLE, Report
 from appliance.archive.fetch import PackFetch
 from appliance.archive.layout import Layout
 from appliance.archive.quarantine import set_pack_aside
@@ -62,7 +62,10 @@ class Recaller:
         store: ObjectStore,
         index: Index,
         space: Space,
+        report: Report | None = None,
     ) -> None:
+        """Take over; `report` is told of copies in the bucket that can't be used."""
+        self._report = report
         self._files = files
         self._clock = clock
         self._layout = layout
@@ -155,6 +158,7 @@ class Recaller:
             self._layout.recalled,
             part_path,
             self._end,
+            self._report,
         )
 
     def _clear(self, path: str, flock: FileLock) -> None:

@@ -13,6 +13,7 @@ Invariants:
 
 import os
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -33,6 +34,8 @@ from appliance.foundation.errors import (
     CloudError,
     DecryptionFailed,
     IndexDamaged,
+    ObjectArchived,
+    ObjectMissing,
     OutOfSpace,
     StorageFailed,
 )
@@ -96,7 +99,10 @@ class Repairer:
         salvager: Salvager,
         damaged: DamagedBook,
         disk: DiskTrouble,
+        suspect: Callable[[str], None] | None = None,
     ) -> None:
+        """Take over; `suspect` is told of packs whose copy in the bucket can't be used either."""
+        self._suspect = suspect
         self._files = files
         self._clock = clock
         self._layout = layout
@@ -160,7 +166,7 @@ class Repairer:
     def _look(self, pack_id: str, case: _Case, pending: PendingPacks) -> bool:
         with self._index.read() as view:
             row = view.pack(pack_id)
-        if row is None:
+        if row is None or row.erased_at_us:
             self._done(pack_id)
         elif row.cloud is not None:
             self._look_at_verified(pack_id, row, case)
@@ -255,6 +261,8 @@ class Repairer:
                 raise
             except AzekuraError as error:
                 self._hindrance[pack_id] = error
+                if self._suspect is not None and isinstance(error, _UNUSABLE):
+                    self._suspect(pack_id)
                 if error.retry and not isinstance(error, OutOfSpace):
                     break  # the line: the others would fare no better
         self._next_refill_s = self._clock.monotonic_s() + RETRY_S
@@ -263,7 +271,7 @@ class Repairer:
     def _refill(self, pack_id: str) -> None:
         with self._index.read() as view:
             row = view.pack(pack_id)
-        if row is not None and row.cloud is not None:
+        if row is not None and row.cloud is not None and not row.erased_at_us:
             self._recaller.recall(pack_id, row.cloud)
             mark_replaced(self._files, self._clock, self._layout, pack_id)
         self._hindrance.pop(pack_id, None)
@@ -345,3 +353,4 @@ def _lose(pack_id: str, txn: WriteTransaction) -> None:
 
 
 _CLOUD = (CloudError, DecryptionFailed)
+_UNUSABLE = (DecryptionFailed, ObjectMissing, ObjectArchived)

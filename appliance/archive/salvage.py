@@ -117,6 +117,22 @@ class Salvager:
             damaged=len(lost),
         )
 
+    def renew(self, pack_id: str) -> bool:
+        """Send a whole pack of this disk again under another id; False when it is not whole.
+
+        The pack itself stays. Errors as for `salvage`.
+        """
+        path = self._layout.sealed_path(pack_id)
+        try:
+            found = examine(self._files, path)
+        except FileNotFoundError:
+            return False
+        if not found.is_whole or found.marked:
+            return False
+        with PackReader(path) as reader:
+            self._write(pack_id, reader, found, [])
+        return True
+
     def _path(self, pack_id: str) -> str | None:
         for path in (self._layout.sealed_path(pack_id), self._layout.closed_path(pack_id)):
             if os.path.exists(path):

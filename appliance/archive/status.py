@@ -52,6 +52,7 @@ class UplinkStatus(msgspec.Struct):
     bucket_trusted: bool = True
     replicas: list[dict[str, str]] = []
     repair: dict[str, int] = {}
+    scrub: dict[str, Any] = {}
     following: list[dict[str, Any]] = []
 
 
@@ -134,6 +135,7 @@ def node_status(
         "upload_rate_bytes_per_s": round(rate, 1),
         "throttle_bytes_per_s": uplink.throttle_bytes_per_s if uplink is not None else None,
         "repair": dict(uplink.repair) if uplink is not None else {},
+        "scrub": dict(uplink.scrub) if uplink is not None else {},
         "damaged": damaged_rows(layout)[:DAMAGED_SHOWN_MAX],
         "replicas": list(uplink.replicas) if uplink is not None and alive else [],
         "nodes": node_documents(nodes, applied),

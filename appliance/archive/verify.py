@@ -1,6 +1,7 @@
 """Looking whether what was promised still holds: local packs by hash, cloud copies by proof.
 
-Changes nothing but `last_verified_at` of what was found good.
+Changes nothing but `last_verified_at` of what was found good; what was not is told to whoever
+repairs it.
 """
 
 import os
@@ -10,18 +11,17 @@ from functools import partial
 
 import msgspec
 
+from appliance.archive.damage_report import CLOUD, Report, why_of
 from appliance.archive.evict import Evictor
 from appliance.archive.layout import Layout
+from appliance.archive.proof import reread
 from appliance.archive.recall import check_pack
 from appliance.foundation.clock import Clock, to_microseconds
 from appliance.foundation.errors import AzekuraError, CloudUnavailable, Damaged
-from appliance.index.facts import CloudFacts
 from appliance.index.index import Index
 from appliance.index.writing import WriteTransaction
 from appliance.packs.durable import durable_path, read_durable_length
-from appliance.remote.reading import ObjectReader
 from appliance.remote.store import ObjectStore
-from appliance.seal.age import DECRYPT_BATCH_CHUNKS, SEALED_CHUNK_BYTES, AgeRange
 
 
 class Verified(msgspec.Struct):
@@ -37,8 +37,16 @@ class Verification:
     """One run of `azekura verify`."""
 
     def __init__(
-        self, clock: Clock, layout: Layout, index: Index, store: ObjectStore, evictor: Evictor
+        self,
+        clock: Clock,
+        layout: Layout,
+        index: Index,
+        store: ObjectStore,
+        evictor: Evictor,
+        report: Report | None = None,
     ) -> None:
+        """Take over; `report` is told of packs that are not as they should be."""
+        self._report = report
         self._clock = clock
         self._layout = layout
         self._index = index
@@ -55,22 +63,22 @@ class Verification:
             rows = list(view.packs())
         for row in rows:
             if row.local:
-                self._check(
-                    result, f"pack {row.pack_id} on disk", partial(self._local, row.pack_id)
-                )
+                self._check(result, row.pack_id, "on disk", partial(self._local, row.pack_id))
                 result.local_packs += 1
             if cloud and row.cloud is not None:
                 good = self._check(
                     result,
-                    f"pack {row.pack_id} in the bucket",
+                    row.pack_id,
+                    "in the bucket",
                     partial(self._evictor.prove, row.cloud),
                 )
                 result.cloud_packs += 1
                 if good and random.random() < sample:  # noqa: S311 - a sample, not a secret
                     good = self._check(
                         result,
-                        f"pack {row.pack_id} read back",
-                        partial(self._reread, row.cloud),
+                        row.pack_id,
+                        "read back",
+                        partial(reread, self._store, row.cloud),
                     )
                     result.reread_packs += 1
                 if good:
@@ -79,13 +87,15 @@ class Verification:
             advance(1)
         return result
 
-    def _check(self, result: Verified, subject: str, check: Callable[[], None]) -> bool:
+    def _check(self, result: Verified, pack_id: str, where: str, check: Callable[[], None]) -> bool:
         try:
             check()
         except CloudUnavailable:
             raise
         except (AzekuraError, OSError) as error:
-            result.findings.append(f"{subject}: {error}")
+            result.findings.append(f"pack {pack_id} {where}: {error}")
+            if self._report is not None:
+                self._report(pack_id, why_of(error) if where == "on disk" else CLOUD)
             return False
         return True
 
@@ -106,15 +116,6 @@ class Verification:
         if os.path.dirname(path) in {self._layout.closed, self._layout.sealed}:
             return None
         return read_durable_length(durable_path(path))
-
-    def _reread(self, cloud: CloudFacts) -> None:
-        age = AgeRange(cloud.file_key, cloud.age_header, cloud.size)
-        reader = ObjectReader(self._store, cloud.key, cloud.version_id, cloud.size)
-        reader.seek(age.payload_offset)
-        first = 0
-        while sealed := reader.read(DECRYPT_BATCH_CHUNKS * SEALED_CHUNK_BYTES):
-            age.decrypt_range(sealed, first)
-            first += DECRYPT_BATCH_CHUNKS
 
 
 def _verified(txn: WriteTransaction, pack_id: str, at_us: int) -> None:

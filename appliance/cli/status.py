@@ -50,6 +50,7 @@ def _text(found: dict[str, Any]) -> str:
     ]
     if found["role"] == "standby" or not found["accepts_stores"]:
         lines.append(f"stores    {_stores_line(found)}")
+    lines += _scrub_lines(found["scrub"])
     lines += [f"replica   {each['name']}, link {each['link']}" for each in found["replicas"]]
     lines += [f"node      {_node_line(each)}" for each in found["nodes"]]
     lines += [
@@ -83,6 +84,15 @@ def _node_line(node: dict[str, Any]) -> str:
         case state:
             text += f" is {state}" + (f" since {node['since']}" if node["since"] else "")
     return text
+
+
+def _scrub_lines(found: dict[str, Any]) -> list[str]:
+    if not found.get("packs"):
+        return []
+    oldest = str(found["oldest_unchecked_at"] or "")[:10] or "never"
+    share, findings = f"{found['checked_share']:.0%}", found["findings"]
+    reread = f"scrub     {share} of {found['packs']} packs reread in this period"
+    return [f"{reread}, the rest last on {oldest}, {findings} found damaged"]
 
 
 def status(context: typer.Context) -> None:

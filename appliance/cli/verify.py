@@ -22,8 +22,10 @@ def verify(
     ] = 0.0,
 ) -> None:  # fmt: skip
     """Check every local pack against its hashes; exit code 1 when something is not as stored."""
+    from appliance.archive.damage_report import reporter
     from appliance.archive.evict import Evictor
     from appliance.archive.pins import Pins
+    from appliance.archive.requests import RequestBox
     from appliance.archive.verify import Verification
 
     call = invocation.of(context)
@@ -34,7 +36,8 @@ def verify(
             parts.files, parts.clock, parts.layout, parts.index, store, parts.space(),
             Pins(parts.files, parts.layout.pins), cache.high_water, cache.low_water,
         )  # fmt: skip
-        run = Verification(parts.clock, parts.layout, parts.index, store, evictor)
+        report = reporter(RequestBox(parts.files, parts.layout.requests), "verify")
+        run = Verification(parts.clock, parts.layout, parts.index, store, evictor, report)
         with parts.index.read() as view:
             total = view.counts().packs
         with call.output.progress("packs", total) as advance:

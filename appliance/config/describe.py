@@ -12,7 +12,8 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from appliance.config.load import is_list, table_of, written_as
-from appliance.config.model import Config, Dicom, Table
+from appliance.config.model import Config, Dicom
+from appliance.config.table import Table
 from appliance.config.values import Written, write_duration, write_rate, write_size
 
 _INTRODUCTION = """\

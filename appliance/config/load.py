@@ -16,7 +16,8 @@ from pydantic_core import ErrorDetails
 
 from appliance.config import checks
 from appliance.config.checks import Finding, Place
-from appliance.config.model import Config, Table, long_form
+from appliance.config.model import Config, long_form
+from appliance.config.table import Table
 from appliance.config.values import FROM_FILE, Written, write_duration, write_size
 from appliance.foundation.errors import ConfigurationError
 

@@ -11,9 +11,11 @@ from datetime import datetime
 from typing import Annotated, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from appliance.config import checks
+from appliance.config.care import Alarms, Drill, Scrub
+from appliance.config.table import DAY_S, MIB, YEAR_S, Table
 from appliance.config.values import (
     FROM_FILE,
     AcceptStores,
@@ -51,26 +53,8 @@ from appliance.config.values import (
 )
 from appliance.foundation.errors import ConfigurationError
 
-HOUR_S = 3600.0
-DAY_S = 24 * HOUR_S
-YEAR_S = 365.25 * DAY_S
-MIB = 2**20
 ANY_TITLE = "*"
 _WEEKDAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-
-
-class Table(BaseModel):
-    """A table of the file. In the file a key is the alias; in code both names serve."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        validate_by_name=True,
-        validate_by_alias=True,
-        validate_default=False,
-        hide_input_in_errors=True,
-        use_attribute_docstrings=False,
-    )
 
 
 class Node(Table):
@@ -430,54 +414,6 @@ class Cloud(Table):
         return max([self.retention_s, *(rule.retention_s for rule in self.retention_rules)])
 
 
-class Alarms(Table):
-    """From where on the backlog is a problem that `azekura status` shows until it is over."""
-
-    time_to_full_s: Annotated[DurationS, Field(ge=60)] = Field(
-        4 * HOUR_S,
-        alias="time_to_full",
-        description="The disk will be full, and instances refused, in less than this.",
-    )
-    time_to_drain_s: Annotated[DurationS, Field(ge=60)] = Field(
-        3 * DAY_S,
-        alias="time_to_drain",
-        description="The backlog needs longer than this, counted from the return of the line.",
-    )
-    pending_age_s: Annotated[DurationS, Field(ge=60)] = Field(
-        1 * HOUR_S,
-        alias="pending_age",
-        description="What has waited longest to reach the bucket has waited longer than this.",
-    )
-    link_down_s: Annotated[DurationS, Field(ge=1)] = Field(
-        15 * 60.0, alias="link_down", description="The line has been down for longer than this."
-    )
-    room: Fraction = Field(
-        0.10,
-        description="Less than this part of what packs may use is left for new instances, "
-        "with everything evicted that can be.",
-    )
-
-
-class Drill(Table):
-    """The restore drill that the uplink holds by itself: a sample is restored and compared."""
-
-    every_s: Annotated[DurationS, Field(ge=DAY_S, le=YEAR_S)] = Field(
-        30 * DAY_S,
-        alias="every",
-        description="How long after the last drill the next is held. One that is late by more "
-        "than a tenth of this is a problem.",
-    )
-    studies: Annotated[Count, Field(ge=1, le=1000)] = Field(
-        20, description="How many studies a drill restores, old and new ones."
-    )
-    daily_bytes: Annotated[SizeBytes, Field(ge=1 * MIB)] = Field(
-        10 * 1024 * MIB,
-        alias="daily",
-        description="How much a drill that the uplink holds reads from the bucket in a day; it "
-        "goes on the next day.",
-    )
-
-
 class Keys(Table):
     """Who can read the archive, and with what this node signs. No secret is in this file."""
 
@@ -567,6 +503,7 @@ class Config(Table):
     cloud: Cloud = Field(description="The bucket.")
     alarms: Alarms = Field(Alarms(), description="When the backlog is a problem.")
     drill: Drill = Field(Drill(), description="The restore drill.")
+    scrub: Scrub = Field(Scrub(), description="Rereading what is stored.")
     keys: Keys = Field(Keys(), description="Recipients, identity and signing key.")
     standby: Standby = Field(Standby(), description="How a standby stands in for other nodes.")
     web: Web = Field(Web(), description="The web interface.")

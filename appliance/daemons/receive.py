@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 
-from appliance.archive.damage_report import reporter
+from appliance.archive.damage_report import Report, reporter
 from appliance.archive.ingest import Ingest
 from appliance.archive.recall import Recaller
 from appliance.archive.requests import RequestBox
@@ -50,7 +50,8 @@ def run(
         if not parts.try_index():
             _log.error("index_unusable")
         report = reporter(RequestBox(parts.files, parts.layout.requests), "read")
-        retrieval = Retrieval(parts.clock, parts.layout, parts.index, _recaller(parts), report)
+        recaller = _recaller(parts, report)
+        retrieval = Retrieval(parts.clock, parts.layout, parts.index, recaller, report)
         stack.callback(retrieval.close)
         ingest = Ingest(
             parts.files, parts.clock, parts.layout, writer, config.packs, parts.index,
@@ -74,10 +75,12 @@ def _arguments(config_path: str, log_json: bool) -> list[str]:
     return [*arguments, "--log-json"] if log_json else arguments
 
 
-def _recaller(parts: Parts) -> Recaller | None:
+def _recaller(parts: Parts, report: Report) -> Recaller | None:
     try:
         store = parts.reading_store()
     except CloudError as error:
         _log.error("no_recall", error=type(error).__name__, cause=error.cause)
         return None
-    return Recaller(parts.files, parts.clock, parts.layout, store, parts.index, parts.space())
+    return Recaller(
+        parts.files, parts.clock, parts.layout, store, parts.index, parts.space(), report
+    )

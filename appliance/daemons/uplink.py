@@ -125,12 +125,13 @@ class _Uplink:
             parts.files, parts.clock, parts.layout, parts.reading(store, replicas), parts.index,
             space,
         )  # fmt: skip
-        self._mending = Mending(parts, recaller)
+        self._mending = Mending(parts, store, recaller, self._stop)
         self._uplink = self._writing(store) if config.writes else None
         self._follower = self._following(store)
         self._evictor = Evictor(
             parts.files, parts.clock, parts.layout, parts.index, store, space, pins,
             config.cache.high_water, config.cache.low_water, self._bucket,
+            self._mending.cloud.is_suspect,
         )  # fmt: skip
         self._replicas = ReplicaWatch(
             parts.clock, [each.name for each in config.cloud.replicas], replicas,
@@ -143,7 +144,7 @@ class _Uplink:
         self._keeping = Keeping(parts, store, self._uplink, self._bucket)
         self._control = Control(
             parts.clock, parts.index, requests, self._uplink, self._evictor, recaller, pins,
-            config.node.name, self._drilling.book, self._mending.repairer.ask,
+            config.node.name, self._drilling.book, self._mending.ask,
             self._keeping.disposal,
         )  # fmt: skip
         self._neighbours = Neighbours(parts, store, self._uplink, self._signing_key())
@@ -320,6 +321,7 @@ class _Uplink:
                 bucket_trusted=self._bucket.trusted,
                 replicas=self._replicas.document(),
                 repair=self._mending.repairer.document(),
+                scrub=self._mending.scrubbed(),
                 following=[each.document() for each in self._follower.places()],
             ),
         )

@@ -27,6 +27,7 @@ AzekuraError
 └── CloudError
     ├── CloudUnavailable       no answer, 5xx, SlowDown: the link or the far side      retry
     ├── CloudRefused           403 and kin: credentials or permissions
+    │   └── ObjectArchived     moved to a storage class that has to be restored first
     ├── CloudMisconfigured     bucket gone, other region, no lock: stop evicting
     ├── ObjectMissing          no such key or version
     ├── ObjectExists           create-only found the key taken (412)
@@ -181,6 +182,10 @@ class CloudUnavailable(CloudError):
 
 class CloudRefused(CloudError):
     """The credentials or their permissions do not allow the request."""
+
+
+class ObjectArchived(CloudRefused):
+    """The object lies in an archive storage class: it has to be restored before it can be read."""
 
 
 class CloudMisconfigured(CloudError):

@@ -44,6 +44,12 @@ class Reader:
         value = self.transaction.get(key, db=self._tables[table])
         return None if value is None else open_value(table, key, value)
 
+    def edge(self, table: Table, *, first: bool) -> bytes | None:
+        """Return the first or the last key of a table, None of an empty one."""
+        with self.transaction.cursor(self._tables[table]) as cursor:
+            found = cursor.first() if first else cursor.last()
+            return bytes(cursor.key()) if found else None
+
     def scan(
         self, table: Table, prefix: bytes, start: bytes | None = None
     ) -> Iterator[tuple[bytes, bytes]]:

@@ -168,6 +168,26 @@ class View:
             if not row.erased_at_us:
                 yield row
 
+    def verified_from(self, part: float, count: int) -> list[str]:
+        """Return verified packs, at most `count`, from `part` (0 to 1) of all time on, and round.
+
+        For drawing a sample without reading all: packs are found by the time in their ids.
+        """
+        edges = [self.reader.edge(Table.PACK, first=first) for first in (True, False)]
+        if edges[0] is None or edges[1] is None:
+            return []
+        low, high = (int.from_bytes(key, "big") for key in edges if key is not None)
+        start = (low + int((high - low) * part)).to_bytes(len(edges[0]), "big")
+        found: dict[str, None] = {}
+        for begin in (start, b""):
+            for key, body in self.reader.scan(Table.PACK, b"", begin):
+                if len(found) >= count:
+                    return list(found)
+                row = pack_row(pack_id_of(key), decode_pack(body))
+                if row.cloud is not None and not row.erased_at_us:
+                    found[row.pack_id] = None
+        return list(found)
+
     def pack_instances(self, pack_id: str) -> Iterator[tuple[StoredInstance, Version, StoredCopy]]:
         """Yield what lies in a pack: instance, version and copy. It reads the whole study."""
         row = self.pack(pack_id)

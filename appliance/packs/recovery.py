@@ -16,7 +16,7 @@ Invariants:
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -83,15 +83,16 @@ class Examined(msgspec.Struct, frozen=True):
         return not (self.gaps or self.unreadable)
 
 
-def examine(files: FileSystem, path: str) -> Examined:
+def examine(files: FileSystem, path: str, pace: Callable[[int], None] | None = None) -> Examined:
     """Read a whole pack from the medium and tell what is good; changes nothing.
 
-    A pack of another format version is told as one gap. Raises FileNotFoundError, StorageFailed.
+    A pack of another format version is told as one gap. `pace` is told of each read's length, and
+    may wait, or end it by an error. Raises FileNotFoundError, StorageFailed.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         files.drop_cached(fd)
-        scan = _Scan(fd, path)
+        scan = _Scan(fd, path, pace)
         try:
             found = scan.run()
         except UnsupportedFormat:
@@ -102,6 +103,7 @@ def examine(files: FileSystem, path: str) -> Examined:
             gaps.append((found.end, content_end))
         bad = [gap for gap in gaps if not scan.is_marked(*gap)]
         members = [member for member in found.members if member.name != HEADERS_NAME]
+        files.drop_cached(fd)  # who reads everything must not push out what readers need
         return Examined(members, found.lost, bad, len(bad) < len(gaps), scan.disk.failed)
     finally:
         os.close(fd)
@@ -119,8 +121,9 @@ class _Found(msgspec.Struct):
 class _Disk:
     """Reading that a bad sector does not end: what the disk does not give reads as zeros."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, pace: Callable[[int], None] | None = None) -> None:
         self._fd = fd
+        self._pace = pace
         self.size = os.fstat(fd).st_size
         self.failed = False
 
@@ -146,6 +149,8 @@ class _Disk:
 
     def windows(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         for at in range(start, end, WINDOW_BYTES):
+            if self._pace is not None:
+                self._pace(min(WINDOW_BYTES, end - at))
             yield at, self.read(at, min(WINDOW_BYTES, end - at))
 
     def content_end(self, start: int, end: int) -> int:
@@ -161,8 +166,8 @@ class _Disk:
 class _Scan:
     """Finds the whole members of a pack; reads only."""
 
-    def __init__(self, fd: int, path: str) -> None:
-        self.disk = _Disk(fd)
+    def __init__(self, fd: int, path: str, pace: Callable[[int], None] | None = None) -> None:
+        self.disk = _Disk(fd, pace)
         self._path = path
         self._pack_id = pack_id_of(path)
         self._unsupported: UnsupportedFormat | None = None

@@ -123,6 +123,11 @@ class ObservedStore:
         with self.link.request(may_wait=False):
             self._store.set_legal_hold(key, version_id, on=on)
 
+    def restore(self, key: str, version_id: str, days: int) -> None:
+        """See ObjectStore."""
+        with self.link.request(may_wait=False):
+            self._store.restore(key, version_id, days)
+
     def delete_version(self, key: str, version_id: str, *, bypass_governance: bool = False) -> None:
         """See ObjectStore."""
         with self.link.request(may_wait=False):

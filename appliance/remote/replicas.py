@@ -367,6 +367,10 @@ class ReplicatedStore:
         """See ObjectStore; the primary."""
         self._primary.set_legal_hold(key, version_id, on=on)
 
+    def restore(self, key: str, version_id: str, days: int) -> None:
+        """See ObjectStore; the primary."""
+        self._primary.restore(key, version_id, days)
+
     def delete_version(self, key: str, version_id: str, *, bypass_governance: bool = False) -> None:
         """See ObjectStore; the primary."""
         self._primary.delete_version(key, version_id, bypass_governance=bypass_governance)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from appliance.foundation.clock import Clock
-from appliance.foundation.errors import CloudUnavailable, ObjectMissing
+from appliance.foundation.errors import CloudUnavailable, ObjectArchived, ObjectMissing
 from appliance.remote.bucket import inspect_bucket
 from appliance.remote.multipart import MultipartUpload, part_size_bytes
 from appliance.remote.s3_body import open_body
@@ -257,6 +257,24 @@ class S3Store:
             LegalHold={"Status": "ON" if on else "OFF"},
             ChecksumAlgorithm="CRC32",
         )
+
+    def restore(self, key: str, version_id: str, days: int) -> None:
+        """See ObjectStore."""
+        try:
+            self._requests.send(
+                "RestoreObject",
+                key,
+                Lane.NEW,
+                Key=self._requests.full_key(key),
+                VersionId=version_id,
+                RestoreRequest={"Days": days, "GlacierJobParameters": {"Tier": "Standard"}},
+            )
+        except ObjectArchived:
+            return  # InvalidObjectState of this request: it is archived no longer
+        except CloudUnavailable as error:
+            # 409 RestoreAlreadyInProgress
+            if "RestoreAlreadyInProgress" not in error.cause:
+                raise
 
     def delete_version(self, key: str, version_id: str, *, bypass_governance: bool = False) -> None:
         """See ObjectStore."""

@@ -27,6 +27,7 @@ from appliance.foundation.errors import (
     CloudMisconfigured,
     CloudRefused,
     CloudUnavailable,
+    ObjectArchived,
     ObjectExists,
     ObjectMissing,
 )
@@ -53,6 +54,7 @@ PERMISSIONS = {
     "PutObjectRetention": "s3:PutObjectRetention",
     "PutObjectLegalHold": "s3:PutObjectLegalHold",
     "DeleteObject": "s3:DeleteObjectVersion",
+    "RestoreObject": "s3:RestoreObject",
     "GetBucketVersioning": "s3:GetBucketVersioning",
     "GetObjectLockConfiguration": "s3:GetBucketObjectLockConfiguration",
 }
@@ -85,8 +87,8 @@ _REFUSED = {
     "RequestTimeTooSkewed": "This box's clock is more than 15 minutes off: check NTP. Nothing is "
     "lost, uploads wait",
     "RequestExpired": "This box's clock is off: check NTP",
-    "InvalidObjectState": "The object was moved to an archive storage class by a lifecycle rule: "
-    "restore it there (RestoreObject), and take the rule off this bucket",
+    "InvalidObjectState": "The object was moved to an archive storage class by a lifecycle rule. A "
+    "restore is asked for and takes hours; take the rule off this bucket",
     "KMS.DisabledException": "The bucket's KMS key is disabled",
 }
 _MISSING = {"NoSuchKey", "NoSuchVersion", "NoSuchUpload"}
@@ -133,6 +135,7 @@ _OF_BUCKET = {"HeadBucket", "ListObjectVersions", "ListObjectsV2", "ListMultipar
 _KINDS: dict[str, type[CloudError]] = {
     **dict.fromkeys(_MISCONFIGURED, CloudMisconfigured),
     **dict.fromkeys(_REFUSED, CloudRefused),
+    "InvalidObjectState": ObjectArchived,
     **dict.fromkeys(_MISSING, ObjectMissing),
     **dict.fromkeys(_EXISTS, ObjectExists),
     **dict.fromkeys(_CHECKSUM, ChecksumRejected),

@@ -240,6 +240,12 @@ class ObjectStore(Protocol):
         CloudMisconfigured where the store knows no legal hold.
         """
 
+    def restore(self, key: str, version_id: str, days: int) -> None:
+        """Ask an archived version back for some days; again, or of one that reads, does no harm.
+
+        It takes hours; until then `get` raises ObjectArchived. CloudRefused without the right to.
+        """
+
     def delete_version(self, key: str, version_id: str, *, bypass_governance: bool = False) -> None:
         """Delete one version for ever; CloudRefused while it is locked or held."""
 

@@ -18,6 +18,7 @@ from appliance.foundation.errors import (
     CloudMisconfigured,
     CloudRefused,
     CloudUnavailable,
+    ObjectArchived,
     ObjectExists,
     ObjectMissing,
 )
@@ -88,6 +89,8 @@ class FakeStore:
         self.knows_legal_hold = True
         self.missing = False
         self.findings: list[BucketFinding] = []
+        self.archived: set[str] = set()
+        self.restoring: set[str] = set()
         self.requests: list[tuple[str, str]] = []
         self.orphans: list[OrphanUpload] = []
 
@@ -200,6 +203,7 @@ class FakeStore:
                 checksum=version.checksum,
                 lock=version.lock,
                 legal_hold=version.legal_hold,
+                storage_class="GLACIER" if key in self.archived else "STANDARD",
                 last_modified_at=version.at,
             )
 
@@ -216,6 +220,8 @@ class FakeStore:
         with self._guard:
             fault = self._begin("get", key)
             content = self._find("get", key, version_id).content
+            if key in self.archived:
+                raise ObjectArchived("get", key, "403 InvalidObjectState")
             self._end(fault)
         size_bytes = len(content)
         if (end is not None and end > size_bytes) or start > size_bytes:
@@ -289,6 +295,22 @@ class FakeStore:
                 raise CloudMisconfigured("set_legal_hold", key, "501 NotImplemented")
             self._find("set_legal_hold", key, version_id).legal_hold = on
             self._end(fault)
+
+    def restore(self, key: str, version_id: str, days: int) -> None:
+        with self._guard:
+            fault = self._begin("restore", key)
+            self._find("restore", key, version_id)
+            self.restoring.add(key)
+            self._end(fault)
+
+    def archive(self, key: str) -> None:
+        """Do what a lifecycle rule does: the object is there and can't be read."""
+        self.archived.add(key)
+
+    def restored(self, key: str) -> None:
+        """Finish a restore that was asked for."""
+        self.restoring.remove(key)
+        self.archived.remove(key)
 
     def delete_version(self, key: str, version_id: str, *, bypass_governance: bool = False) -> None:
         with self._guard:

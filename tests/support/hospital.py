@@ -16,8 +16,9 @@ from appliance.archive.backlog import BacklogWatch
 from appliance.archive.forecast import Outlook
 from appliance.archive.ingest import Ingest
 from appliance.archive.sender import Sender
-from appliance.config.model import Alarms, ThrottleWindow
+from appliance.config.care import Alarms
 from appliance.config.model import Throttle as Timetable
+from appliance.config.model import ThrottleWindow
 from appliance.foundation.errors import AzekuraError, CloudUnavailable, OutOfSpace
 from appliance.remote.link import Backoff, Link
 from appliance.remote.observed import ObservedStore

@@ -4,7 +4,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from appliance.archive.alarms import CLEAR_S, RAISE_S, AlarmBoard, Readings
-from appliance.config.model import Alarms
+from appliance.config.care import Alarms
 from tests.support.manual_clock import ManualClock
 
 GOOD = Readings(None, 0.0, None, None, 0.9)

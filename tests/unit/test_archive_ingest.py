@@ -22,6 +22,7 @@ from appliance.packs.member import PACK_MEMBERS_MAX
 from appliance.packs.reader import PackReader
 from tests.support.archive_box import SENDER, Box, restarted, sample
 from tests.support.manual_clock import ManualClock
+from tests.support.mending import flip_dataset
 from tests.support.pack_samples import CT_STORAGE, EXPLICIT, FailingFiles, broken_disk, full_disk
 
 
@@ -36,6 +37,19 @@ def _member_names(box: Box) -> list[str]:
         with tarfile.open(box.layout.closed_path(pack_id)) as tar:
             names += tar.getnames()
     return sorted(names)
+
+
+def test_an_indexed_pending_copy_is_read_again_though_nothing_came_since(box: Box) -> None:
+    """The last instance received is damaged and sent again: it is not taken for a duplicate."""
+    each = sample(1, 1)
+    box.store_sample(each)
+    box.indexer().run_once()
+    (pack_id,) = box.pack_ids()
+    flip_dataset(box, pack_id, each)
+    box.store_sample(each)
+    box.indexer().run_once()
+    with box.index.read() as view:
+        assert view.pack(pack_id).instance_count == 2
 
 
 def test_store_writes_the_bytes_as_they_came(box: Box) -> None:

@@ -13,6 +13,7 @@ from appliance.foundation.errors import (
     CloudRefused,
     CloudUnavailable,
     Damaged,
+    ObjectArchived,
     ObjectExists,
     ObjectMissing,
 )
@@ -35,8 +36,7 @@ def make_store(url: str, clock=None, throttle: Throttle | None = None, **options
         region="ap-northeast-1",
         endpoint_url=url,
         prefix="site/",
-        credentials=Credentials("AKIDEXAMPLE", SECRET),
-        **options,
+        **({"credentials": Credentials("AKIDEXAMPLE", SECRET)} | options),
     )
     return S3Store(settings, throttle or Throttle(ConstantRate(None), UTC, clock), clock)
 
@@ -113,7 +113,7 @@ def test_answer_to_a_put_is_translated(told, kind, hint):
     [
         (error("404 Not Found", "NoSuchKey"), ObjectMissing, ""),
         (error("404 Not Found", "NoSuchVersion"), ObjectMissing, ""),
-        (error("403 Forbidden", "InvalidObjectState"), CloudRefused, "lifecycle"),
+        (error("403 Forbidden", "InvalidObjectState"), ObjectArchived, "lifecycle"),
         (error("403 Forbidden", "AccessDenied"), CloudRefused, "s3:GetObjectVersion"),
         (error("416 Range Not Satisfiable", "InvalidRange"), CloudMisconfigured, ""),
         (error("503 Slow Down", "SlowDown"), CloudUnavailable, ""),
@@ -155,6 +155,51 @@ def test_answer_to_a_ranged_get_is_translated(told, kind, hint):
         with pytest.raises(kind):
             store.get_into(bytearray(10), "k", "v1", 0)
         assert len(stub.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        answer("202 Accepted"),
+        answer("200 OK"),
+        error("409 Conflict", "RestoreAlreadyInProgress"),
+        error("403 Forbidden", "InvalidObjectState"),
+    ],
+)
+def test_restore_asks_for_a_version_and_may_be_repeated(told):
+    """Asked already, or archived no longer: neither is an error."""
+    with StubStore(lambda _: told) as stub:
+        make_store(stub.url).restore("k", "v1", 7)
+    (asked,) = stub.asked
+    assert (asked.method, "restore" in asked.path, "versionId=v1" in asked.path) == (
+        "POST",
+        True,
+        True,
+    )
+    assert b"<Days>7</Days>" in asked.body
+
+
+def test_restore_without_the_right_names_the_permission():
+    denied = error("403 Forbidden", "AccessDenied")
+    with (
+        StubStore(lambda _: denied) as stub,
+        pytest.raises(CloudRefused, match="s3:RestoreObject"),
+    ):
+        make_store(stub.url).restore("k", "v1", 7)
+
+
+def test_credentials_come_from_a_profile(monkeypatch, tmp_path):
+    """A replica's own, whatever the environment says; one that is not there is named."""
+    file = tmp_path / "credentials"
+    file.write_text("[copy]\naws_access_key_id = ID\naws_secret_access_key = SECRET\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    with StubStore(lambda _: answer("200 OK", BODY)) as stub:
+        make_store(stub.url, credentials=None, profile="copy").get("k", "v1")
+        assert "Credential=ID/" in stub.asked[0].headers["authorization"]
+        with pytest.raises(CloudRefused, match="no such profile"):
+            make_store(stub.url, credentials=None, profile="else")
 
 
 def test_head_of_a_missing_key_is_told_from_a_missing_bucket():
