@@ -21,6 +21,7 @@ from appliance.config.model import Config
 from appliance.dicom.attributes import ATTRIBUTES, Level
 from appliance.dicom.identifier import Identifier
 from appliance.index.index import Index
+from appliance.index.keeping import packs_of
 
 _LEVELS = (Level.STUDY, Level.SERIES, Level.INSTANCE)
 _BY_PLACE = {INSTANCE_AVAILABILITY, RETRIEVE_AE_TITLE}
@@ -87,10 +88,10 @@ class Comparison:
             each.record.pack_id: each for each in packs if isinstance(each.record, PackRecord)
         }
         with self._live.read() as view:
-            study = view.study(study_instance_uid)
             nodes = view.nodes()
-            here = set(study.pack_ids) if study is not None else set()
-            clouds = {pack_id: row.cloud for pack_id in here if (row := view.pack(pack_id))}
+            # Not the packs of what is served: what is hidden, or older, lies in some too.
+            clouds = {row.pack_id: row.cloud for row in packs_of(view, study_instance_uid)}
+        here = clouds.keys()
         same = True
         for pack_id, each in listed.items():
             if pack_id not in here:

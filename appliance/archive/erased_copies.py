@@ -8,6 +8,7 @@ import os
 import threading
 
 from appliance.archive.layout import Layout
+from appliance.archive.quarantine import remove_erased
 from appliance.foundation import log
 from appliance.foundation.files import FileSystem
 from appliance.index.index import Index
@@ -34,7 +35,7 @@ class ErasedCopies:
     def _remove(self) -> int:
         with self._index.read() as view:
             found = [each for each in erased_packs(view) if each not in self._removed]
-        count = 0
+        count = remove_erased(self._files, self._layout, set(found)) if found else 0
         for pack_id in found:
             path = self._layout.sealed_path(pack_id)
             # The gate: a rebuild sees the file and the index's word on it, or neither.

@@ -5,11 +5,13 @@ Owns those files. Must not touch the index, and decides nothing about what takes
 Invariants:
 - The note is durable before the pack moves, so that none lies there without its reason.
 - Only a verified pack that came back whole from the bucket is ever removed again, after KEPT_S, or
-  earlier when such packs hold more than KEPT_BYTES_MAX. What was pending is never removed.
+  earlier when such packs hold more than KEPT_BYTES_MAX; and one that was erased. What was pending
+  is never removed.
 """
 
 import contextlib
 import os
+from collections.abc import Container
 
 import msgspec
 
@@ -93,6 +95,17 @@ def mark_replaced(files: FileSystem, clock: Clock, layout: Layout, pack_id: str)
         if note.pack_id == pack_id and not note.pending and not note.replaced_at_us:
             note.replaced_at_us = to_microseconds(clock.now())
             files.write_atomic(path.removesuffix(_PACK) + _NOTE, msgspec.json.encode(note))
+            count += 1
+    return count
+
+
+def remove_erased(files: FileSystem, layout: Layout, pack_ids: Container[str]) -> int:
+    """Remove what was set aside of verified packs that are no more; return how many went."""
+    count = 0
+    for path, note in notes(layout):
+        if note.pack_id in pack_ids and not note.pending:
+            files.unlink(path)
+            files.unlink(path.removesuffix(_PACK) + _NOTE)
             count += 1
     return count
 

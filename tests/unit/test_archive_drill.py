@@ -12,7 +12,7 @@ from appliance.archive.drill import FINDINGS_MAX, DrillResult
 from appliance.archive.drill_keeper import DrillHall, node_label
 from appliance.archive.layout import pack_key
 from appliance.archive.ledger_entry import entry_key
-from appliance.archive.records import PackRecord, Rejected
+from appliance.archive.records import Erased, PackRecord, Rejected
 from appliance.config.load import loads
 from appliance.config.model import Config
 from appliance.foundation.errors import Busy, CloudUnavailable, NotFound
@@ -179,6 +179,33 @@ def test_what_the_ledger_hides_is_hidden_in_both(box: Box) -> None:
     result = held(box)
     assert result.all_findings == []
     assert result.studies[0].answers == 1 + 1 + 2
+
+
+def test_a_study_that_is_hidden_whole_is_no_finding(box: Box) -> None:
+    """Its pack serves nothing, and is known and compared all the same."""
+    archived(box, studies=1)
+    study = sample(1, 0).study
+    everything = [sample(1, number).sop_instance_uid for number in range(3)]
+    box.uplink.record(Rejected("r", study, everything, "manual", "x", _now(box)))
+    box.write_ledger()
+    result = held(box)
+    assert result.all_findings == []
+    assert (result.matched, result.studies[0].answers) == (3, 0)
+
+
+def test_an_erased_study_is_no_finding(box: Box) -> None:
+    """The ledger names its pack and says that it is no more; nobody looks for it."""
+    archived(box, studies=2)
+    (first, _) = box.pack_ids()
+    cloud = box.pack(first).cloud
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(box.store, "enforces_lock", False)
+        box.store.delete_version(cloud.key, cloud.version_id)
+    box.uplink.record(Erased(first, cloud.key, cloud.version_id, "x", "plan", _now(box)))
+    box.write_ledger()
+    result = held(box)
+    assert result.all_findings == []
+    assert result.matched == 3
 
 
 def _now(box: Box) -> str:

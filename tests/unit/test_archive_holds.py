@@ -24,9 +24,16 @@ def ask(box: Box, kind: str) -> None:
     box.clock.advance(1)
 
 
-def held_in_bucket(box: Box) -> list[bool]:
-    clouds = [box.pack(pack_id).cloud for pack_id in box.pack_ids()]
-    return [box.store.head(cloud.key, cloud.version_id).legal_hold for cloud in clouds]
+def held_in_bucket(box: Box) -> list[tuple[int, bool]]:
+    """Return study and hold of every pack, sorted."""
+    rows = [box.pack(pack_id) for pack_id in box.pack_ids()]
+    return sorted(
+        (
+            int(row.study_instance_uid.rpartition(".")[2]),
+            box.store.head(row.cloud.key, row.cloud.version_id).legal_hold,
+        )
+        for row in rows
+    )
 
 
 def test_a_hold_is_on_every_version_and_on_new_ones(box: Box) -> None:
@@ -39,10 +46,10 @@ def test_a_hold_is_on_every_version_and_on_new_ones(box: Box) -> None:
     received(box, sample(1, 3))
     received(box, sample(2, 1))
     assert each.run_once() == 1
-    assert held_in_bucket(box) == [True, True, True, False]
+    assert held_in_bucket(box) == [(1, True), (1, True), (1, True), (2, False)]
     ask(box, "release")
     assert each.run_once() == 3
-    assert held_in_bucket(box) == [False] * 4
+    assert held_in_bucket(box) == [(1, False), (1, False), (1, False), (2, False)]
     assert each.problems() == []
 
 
