@@ -29,6 +29,7 @@ def _verified(box: Box, studies: int = 1) -> list[str]:
         for number in range(4):
             box.store_sample(sample(study, number))
         box.drain()
+        box.clock.advance(1)  # ids of one moment would be in no order
     return box.pack_ids()
 
 
