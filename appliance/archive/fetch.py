@@ -104,9 +104,12 @@ class PackFetch:
         files.truncate(self._file.fd, self.size)
 
     def want(self, ranges: Sequence[tuple[int, int]]) -> bool:
-        """Ask for plain byte ranges (offset, length) in this order; False when it has ended."""
+        """Ask for plain byte ranges (offset, length) in this order; False when it has ended.
+
+        One that has failed has ended for whoever comes now, though a request is still on its way.
+        """
         with self._condition:
-            if self._ended:
+            if self._ended or self._error is not None:
                 return False
             for offset, length in ranges:
                 first = offset // CHUNK_BYTES

@@ -217,6 +217,21 @@ def test_a_recall_that_fails_is_told_to_whoever_asked_for_it(box: Box, evicted: 
     assert box.pack(evicted).state == "evicted"
 
 
+def test_a_reader_that_comes_after_a_failure_is_not_told_of_it(box: Box, evicted: str) -> None:
+    """One request of the recall is still on its way: the next reader asks anew all the same."""
+    store = _recorded(box)
+    store.gate.clear()
+    wanted = [_range(box, 5)]
+    first = box.recaller.begin(evicted, _cloud(box, evicted), wanted)
+    with first._condition:
+        first._error = Damaged("recall", evicted, "as the test wants it")
+    second = box.recaller.begin(evicted, _cloud(box, evicted), wanted)
+    store.gate.set()
+    assert second is not first
+    assert len(second.read(*wanted[0])) == wanted[0][1]
+    _wait_for_end(box)
+
+
 def test_a_member_that_is_not_what_was_received_is_no_cached_pack(box: Box, evicted: str) -> None:
     """Every chunk authentic, and yet another dataset: the pack is not put in its place."""
     cloud = _cloud(box, evicted)
