@@ -28,6 +28,8 @@ from appliance.foundation.files import FileSystem
 from appliance.index.index import Index
 from appliance.index.writing import WriteTransaction
 
+DETAIL_MAX = 120
+
 _log = log.get("follow")
 
 
@@ -111,8 +113,12 @@ class Following:
         self._unsaved = False
 
     def find(self, what: Kind, first: int, last: int, detail: str = "") -> None:
-        """Note a finding; durable at the next `save` or `apply`."""
-        if self.findings.add(what, first, last, isoformat(self._clock.now()), detail):
+        """Note a finding; durable at the next `save` or `apply`.
+
+        `detail` may come from whoever wrote the entry: it is cut, and what does not print goes.
+        """
+        shown = "".join(each if each.isprintable() else "?" for each in detail[:DETAIL_MAX])
+        if self.findings.add(what, first, last, isoformat(self._clock.now()), shown):
             self._unsaved = True
             _log.error("ledger_finding", node=self.node, what=what.value, first=first, last=last)
 

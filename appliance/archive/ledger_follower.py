@@ -36,6 +36,7 @@ BATCH_ENTRIES_MAX = 500
 JUDGED_MAX = 20_000
 RECHECK_S = 60.0
 RECHECK_ENTRIES = 100
+FRONTIER_S = 3600.0
 FAR_BEHIND_ENTRIES = 100
 CHECKPOINT_ENTRIES = 64
 """With fewer new entries than that, fetching them one by one is as fast as to look further."""
@@ -98,7 +99,11 @@ class LedgerFollower:
         self._listed_last = following.sequence
         # Versions that were judged and not trusted: not fetched again with every look.
         self._judged: dict[int, str] = {}
-        self._scanned = 0
+        # A pass over the listing goes on from here; 0: it begins behind what is applied.
+        self._scan_after = 0
+        # Up to here there is nothing but what was judged, when nothing in front of it is applied.
+        self._frontier = 0
+        self._frontier_end_s = clock.monotonic_s() + FRONTIER_S
         self._is_at_end = False
         # Until the first end everything is judged anew: a restart may have brought other keys.
         self._is_first_pass = True
@@ -140,14 +145,17 @@ class LedgerFollower:
             if self._clock.monotonic_s() >= end_s:
                 return True
         self._coming = None
-        self._is_first_pass = self._is_first_pass and not self._is_at_end
+        if self._is_at_end:
+            self._is_first_pass = False
+            self._listed_last = self.following.sequence  # what lies behind is a finding
         self.following.save()
         self._recheck_if_due()
         return not self._is_at_end
 
     def close(self) -> None:
-        """Let go what is fetched ahead."""
+        """Let go what is fetched ahead; the next turn begins behind what is applied."""
         self._consolidated = None
+        self._scan_after = 0
         if self._coming is not None:
             self._coming.close()
             self._coming = None
@@ -164,15 +172,13 @@ class LedgerFollower:
 
     def _begin(self) -> Generator[Taken, None, None]:
         """Look what is new, and begin to fetch it."""
-        page = self._page(self.following.sequence)
-        if not self._is_at_end and not self._new(page):
-            page += self._page(max(self._scanned, page[-1].sequence))
+        page = self._next_page()
         for each in page:
             self._note_versions(each)
-        self._scanned = max(self._scanned, page[-1].sequence) if page else 0
         self._note_end(page)
         new = self._new(page)
         if self._is_for_checkpoints(new):
+            self._scan_after = 0
             self._consolidated = self._behind()
             new = []
         return ahead(self._pool, self._taker.take, new, lambda each: each.size_bytes)
@@ -229,19 +235,37 @@ class LedgerFollower:
 
     # --- pages of the listing
 
+    def _next_page(self) -> list[Listed]:
+        """Return the next page of the pass that is under way, or the first of a new one.
+
+        A pass goes over every key. Where many are not trusted and nothing behind them is, a new
+        pass looks at the first page and goes on at the frontier, but for once an hour.
+        """
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._frontier_end_s:
+            self._frontier, self._frontier_end_s = 0, now_s + FRONTIER_S
+        after = max(self._scan_after, self.following.sequence)
+        page = self._page(after)
+        if not self._scan_after and not self._is_at_end and not self._new(page):
+            after = max(self._frontier, page[-1].sequence)
+            page += self._page(after)
+        self._scan_after = 0 if self._is_at_end else page[-1].sequence
+        self._frontier = max(self._frontier, after)
+        return page
+
     def _page(self, after: int) -> list[Listed]:
         page = list(itertools.islice(listed(self._store, self.node, after), PAGE_ENTRIES))
         self._is_at_end = len(page) < PAGE_ENTRIES
         return page
 
     def _new(self, page: list[Listed]) -> list[Listed]:
-        return [each for each in page if self._is_first_pass or not self._is_judged(each)]
+        return [each for each in page if not self._is_judged(each)]
 
     def _is_judged(self, found: Listed) -> bool:
-        known = self._judged.get(found.sequence)
-        return known == found.version_id or self.following.findings.holds(
-            NOT_TRUSTED, found.sequence
-        )
+        if self._judged.get(found.sequence) == found.version_id:
+            return True
+        known = self.following.findings.holds(NOT_TRUSTED, found.sequence)
+        return known and not self._is_first_pass
 
     def _note_end(self, page: list[Listed]) -> None:
         last = page[-1].sequence if page else self.following.sequence

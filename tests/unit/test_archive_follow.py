@@ -12,7 +12,8 @@ from appliance.archive.ledger_entry import entry_key
 from appliance.archive.ledger_listing import AHEAD_BYTES_MAX, AHEAD_MAX, ahead, last_listed
 from appliance.foundation.errors import StorageFailed
 from appliance.foundation.files import FileSystem
-from tests.support.fake_store import no_answer
+from appliance.seal.identity import Identity
+from tests.support.fake_store import Fault, no_answer
 from tests.support.made_ledger import put_object
 from tests.support.standby_box import Sites, sites  # noqa: F401
 
@@ -251,6 +252,8 @@ def test_what_lies_far_ahead_does_not_make_a_standby_pass_by_what_comes(sites: S
     box.follow()
     assert box.studies() == {1, 2}
     assert box.found() == [(Kind.ALTERED, 999_999_999_999, 999_999_999_999)]
+    assert [each.condition for each in box.follower.problems()] == ["ledger_altered"]
+    assert [each.lag for each in box.follower.places()] == [0, 0]
 
 
 def test_far_behind_a_problem_says_how_far(sites: Sites, monkeypatch) -> None:
@@ -295,3 +298,35 @@ def test_work_ahead_is_bounded_in_number_and_in_bytes() -> None:
         next(many)
         many.close()
         assert len(begun) <= AHEAD_MAX + 1
+
+
+def test_many_entries_that_can_not_be_read_are_passed_once(sites: Sites, monkeypatch) -> None:
+    """A standby that was added later, and junk far ahead: what it can read it reads, what comes it
+    sees, and each poll costs two lists, however much lies in between. A line that fails in the
+    middle of the pass changes nothing of that."""
+    monkeypatch.setattr(ledger_follower, "PAGE_ENTRIES", 10)
+    sites.a.recipients = [Identity.generate().recipient]
+    for _ in range(45):
+        sites.a.put(sites.store, [])
+    put_object(sites.store, entry_key("site-a", 10**11), b"junk")
+    box = sites.box()
+    sites.store.fail("get", *[Fault("before")] * 23, no_answer())
+    box.follow()
+    sites.clock.advance(3600.0)
+    box.follow()
+    unread = [(Kind.UNREADABLE, 1, 45), (Kind.ALTERED, 10**11, 10**11)]
+    assert box.found() == unread
+    sites.store.requests.clear()
+    box.follow()
+    assert sites.store.requests == [("versions", "ledger/site-a/")] * 2 + [
+        ("versions", "ledger/site-b/")
+    ]
+    sites.a.recipients = sites.recipients
+    sites.write(1)
+    box.follow()
+    assert box.studies() == {1}
+    again = sites.restarted(box)
+    sites.write(2)
+    again.follow()
+    assert again.studies() == {1, 2}
+    assert again.found() == unread

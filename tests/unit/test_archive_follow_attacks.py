@@ -302,6 +302,20 @@ def test_a_small_object_that_unpacks_to_a_huge_one_takes_no_memory(sites: Sites)
     assert peak < 32 * 2**20
 
 
+def test_what_a_thief_writes_into_an_entry_is_not_shown_as_it_is(sites: Sites) -> None:
+    """A name of any length, with escapes for the operator's terminal."""
+    sites.write(1)
+    thief = sites.ledger("site-a", "thief")
+    entry = thief.build([], sequence=2, node="\x1b[2J" + "x" * 100_000)
+    put_object(sites.store, entry_key("site-a", 2), thief.seal(entry))
+    box = sites.box()
+    box.follow()
+    (problem,) = box.follower.problems()
+    assert problem.condition == "ledger_swapped"
+    assert problem.sentence.isprintable()
+    assert len(problem.sentence) < 400
+
+
 def test_an_entry_whose_head_never_ends_is_named(sites: Sites) -> None:
     """No line end in any number of bytes."""
     sites.write(1)
