@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.archive.adopted import AdoptedBook
 from appliance.archive.checkpoint_plan import Plan
 from appliance.archive.checkpoint_read import CheckpointSource
 from appliance.archive.checkpoint_write import CheckpointWriter
@@ -61,6 +62,7 @@ class StandbyBox:
             self.files, clock, self.layout, self.index, store, "standby", identities, signers,
             audit_s=AUDIT_S,
             checkpoints=CheckpointSource(self.files, store, self.layout, identities),
+            adopted=AdoptedBook(self.files, self.layout),
         )  # fmt: skip
 
     def close(self) -> None:

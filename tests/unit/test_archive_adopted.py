@@ -6,11 +6,14 @@ import pytest
 
 from appliance.archive.adopted import AdoptedBook, adopted_by, adoption_problems, read_sources
 from appliance.archive.layout import Layout
+from appliance.archive.ledger_entry import entry_key
 from appliance.archive.publishing import Publisher
 from appliance.archive.records import Configured, Opened, Record
 from appliance.foundation.files import FileSystem
+from tests.support.made_ledger import put_object
 from tests.support.manual_clock import ManualClock
 from tests.support.published_sites import A, config_of, peer, site, standby
+from tests.support.standby_box import Sites, sites  # noqa: F401
 
 FILES = FileSystem()
 
@@ -98,3 +101,46 @@ def test_a_conflict_is_a_problem_that_names_the_site(layout: Layout) -> None:
     book.take("site-b", 1, configured(peer("CT", "10.1.0.0/16", max_associations=2)))
     (problem,) = adoption_problems(standby(), layout)
     assert "site-b" in problem.sentence
+
+
+def sequences(layout: Layout) -> dict[str, int]:
+    return {node: each.sequence for node, each in read_sources(layout).items()}
+
+
+def test_who_follows_a_ledger_adopts_what_it_publishes(sites: Sites) -> None:
+    """Of each node the latest, after a restart too; a lost index brings back no older one."""
+    sites.a.put(sites.store, [configured("")])
+    sites.write(1, 2)
+    sites.a.put(sites.store, [configured(A)])
+    sites.b.put(sites.store, [configured(peer("MR", "10.2.0.0/16"))])
+    box = sites.box()
+    box.follow()
+    assert sequences(box.layout) == {"site-a": 4, "site-b": 1}
+    titles = [each.ae_title for each in adopted_by(standby(), box.layout).config.dicom.peers]
+    assert titles == ["PACS1", "CT", "MR"]
+    again = sites.restarted(box)
+    sites.write(3)
+    again.follow()
+    assert sequences(again.layout) == {"site-a": 4, "site-b": 1}
+
+
+def test_a_configuration_out_of_a_checkpoint_is_adopted_too(sites: Sites) -> None:
+    """A cold start reads no single entry of what was consolidated."""
+    sites.a.put(sites.store, [configured(A)])
+    sites.write(*range(1, 20))
+    sites.write_checkpoints()
+    box = sites.box()
+    sites.store.requests.clear()
+    box.follow()
+    fetched = [key for operation, key in sites.store.requests if operation == "get"]
+    assert entry_key("site-a", 1) not in fetched
+    assert sequences(box.layout) == {"site-a": 1}
+
+
+def test_what_a_forger_publishes_is_not_adopted(sites: Sites) -> None:
+    """Peers are who may read the archive: only the site's own key says who."""
+    thief = sites.ledger("site-a", "thief")
+    put_object(sites.store, entry_key("site-a", 1), thief.seal(thief.build([configured(A)])))
+    box = sites.box()
+    box.follow()
+    assert sequences(box.layout) == {}
