@@ -7,7 +7,7 @@ object larger than is of use is left to its parts.
 
 from collections.abc import Mapping, Sequence
 
-from appliance.archive.checkpoint import LEVEL_ENTRIES, PARTIAL, Range
+from appliance.archive.checkpoint_name import LEVEL_ENTRIES, PARTIAL, Range
 
 # Fetched in ranges of 8 MiB, larger objects are no faster to read, and one of this size still goes
 # up in one request.

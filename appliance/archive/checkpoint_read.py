@@ -18,13 +18,8 @@ import os
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import NamedTuple
 
-from appliance.archive.checkpoint import (
-    LEVEL_ENTRIES,
-    CheckpointEntry,
-    CheckpointName,
-    CheckpointReader,
-    prefix,
-)
+from appliance.archive.checkpoint import CheckpointEntry, CheckpointReader
+from appliance.archive.checkpoint_name import LEVEL_ENTRIES, CheckpointName, prefix
 from appliance.archive.layout import Layout
 from appliance.archive.spooled import fetch_version
 from appliance.foundation import log

@@ -1,6 +1,6 @@
 """This node's checkpoints on their way: entries → spool → bucket → read back.
 
-Owns `checkpoints/` (one at a time is on its way) and `state/checkpoints.json`.
+Owns `state/checkpoints.json`; one at a time is on its way, in the outbox.
 
 Invariants:
 - The spool and its note are durable before the first PUT and stay until the object was read back.
@@ -12,30 +12,19 @@ Used by one thread of the uplink, while the ledger goes on growing.
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from appliance.archive.checkpoint import (
-    CheckpointName,
-    CheckpointReader,
-    Range,
-    checkpoint_pieces,
-    keys_digest,
-)
+from appliance.archive.checkpoint import CheckpointReader, checkpoint_pieces
+from appliance.archive.checkpoint_name import CheckpointName, Range, keys_digest
+from appliance.archive.checkpoint_outbox import Note, Outbox
 from appliance.archive.checkpoint_plan import Plan
 from appliance.archive.layout import Layout
-from appliance.archive.ledger_entry import (
-    FIRST_PREVIOUS,
-    EntryLines,
-    check_link,
-    entry_key,
-    entry_name,
-    open_lines,
-)
+from appliance.archive.own_entries import OwnEntries
 from appliance.archive.problem import Problem
 from appliance.archive.retention import Retention
-from appliance.archive.spooled import Spooled, checksums, fetch_version, read_back_problem
+from appliance.archive.spooled import checksums, fetch_version, read_back_problem
 from appliance.foundation import log
 from appliance.foundation.clock import Clock, isoformat
 from appliance.foundation.errors import (
@@ -61,12 +50,6 @@ from appliance.seal.stream import PieceStream
 RETRY_S = 300.0
 
 _log = log.get("checkpoint")
-
-
-class _Note(Spooled, kw_only=True):
-    """What lies beside the spool: which checkpoint it is, by its key in the bucket."""
-
-    key: str
 
 
 class _State(msgspec.Struct):
@@ -98,7 +81,7 @@ class CheckpointWriter:
         self._files = files
         self._clock = clock
         self._store = store
-        self._ledger_directory = os.path.join(layout.ledger, node)
+        self._entries = OwnEntries(store, layout, node, signing_key.public_text, identities)
         self._node = node
         self._signing_key = signing_key
         self._recipients = recipients
@@ -106,9 +89,7 @@ class CheckpointWriter:
         self._retention = retention
         self._plan = plan or Plan()
         self._reserve_bytes = reserve_bytes
-        self._directory = layout.checkpoints
-        self._spool = os.path.join(layout.checkpoints, "spool.json.gz.age")
-        self._note_path = os.path.join(layout.checkpoints, "note.json")
+        self._outbox = Outbox(files, layout.checkpoints)
         self._state_path = os.path.join(layout.state, "checkpoints.json")
         self._keys = keys_digest(recipients, signing_key.public_text)
         self._written: set[Range] = set()
@@ -117,7 +98,7 @@ class CheckpointWriter:
         self._problem: Problem | None = None
         self._not_before_s = 0.0
         self._load()
-        self._sweep()
+        self._outbox.sweep(self._is_wanted)
 
     def problems(self) -> list[Problem]:
         """Return what keeps checkpoints from being written."""
@@ -163,15 +144,15 @@ class CheckpointWriter:
 
     def upload_ids(self) -> set[str]:
         """Return the uploads in parts that are under way."""
-        note = self._read_note()
+        note = self._outbox.note()
         return {note.progress.upload_id} if note is not None and note.progress else set()
 
     # --- one checkpoint
 
     def _write(self, name: CheckpointName) -> None:
-        note = self._read_note()
-        if note is not None and (note.key != name.key or not self._holds(note)):
-            self._forget()
+        note = self._outbox.note()
+        if note is not None and (note.key != name.key or not self._outbox.holds(note)):
+            self._outbox.forget()
             note = None
         if note is None:
             there = self._store.oldest_version(name.key)
@@ -183,19 +164,19 @@ class CheckpointWriter:
                 return
         self._put(name, note)
 
-    def _make(self, name: CheckpointName) -> _Note | None:
+    def _make(self, name: CheckpointName) -> Note | None:
         """Return the note of a durable spool; None when its object would be too large."""
-        room = self._files.free_bytes(self._directory) - self._reserve_bytes
+        room = self._files.free_bytes(self._outbox.directory) - self._reserve_bytes
         if room < self._plan.bytes_max:
             raise OutOfSpace(
                 "write a checkpoint", name.range.text, "the disk is too full",
                 "It is written when there is room",
             )  # fmt: skip
         lock = self._retention.lock()
-        temporary = f"{self._spool}.tmp"
+        temporary = f"{self._outbox.spool}.tmp"
         pieces = checkpoint_pieces(
-            self._node, name.range, self._previous(name.range.first),
-            isoformat(self._clock.now()), self._entries(name.range), self._signing_key,
+            self._node, name.range, self._entries.previous(name.range.first),
+            isoformat(self._clock.now()), self._entries.of(name.range), self._signing_key,
         )  # fmt: skip
         limit = self._plan.bytes_max if name.range.level > 1 else None
         try:
@@ -211,29 +192,29 @@ class CheckpointWriter:
         except AzekuraError:
             self._files.unlink(temporary)
             raise
-        self._files.rename(temporary, self._spool)
-        sha256, crc32, size_bytes = checksums(self._spool)
+        self._files.rename(temporary, self._outbox.spool)
+        sha256, crc32, size_bytes = checksums(self._outbox.spool)
         if sha256 != sealed.sha256:
             raise Damaged("write a checkpoint", name.key, "the spool is not what was written")
-        note = _Note(
+        note = Note(
             sha256=sha256, crc32=crc32, size_bytes=size_bytes, key=name.key
         )  # fmt: skip
         note.set_lock(lock)
-        self._save_note(note)
+        self._outbox.save(note)
         return note
 
-    def _put(self, name: CheckpointName, note: _Note) -> None:
+    def _put(self, name: CheckpointName, note: Note) -> None:
         if note.may_take(fresh := self._retention.lock()):
             note.set_lock(fresh)
-            self._save_note(note)
+            self._outbox.save(note)
 
         def remember(progress: UploadProgress | None) -> None:
             note.progress = progress
-            self._save_note(note)
+            self._outbox.save(note)
 
         try:
             version_id = self._store.put(
-                name.key, FileBody.whole(self._spool), sha256=note.sha256, create_only=True,
+                name.key, FileBody.whole(self._outbox.spool), sha256=note.sha256, create_only=True,
                 lock=note.lock, lane=Lane.BACKFILL, resume=note.progress, checkpoint=remember,
             ).version_id  # fmt: skip
         except ObjectExists:
@@ -243,9 +224,9 @@ class CheckpointWriter:
             self._settle(name, there, note)
             return
         except (ChecksumRejected, Damaged):
-            if not self._holds(note, whole=True):
+            if not self._outbox.holds(note, whole=True):
                 _log.error("checkpoint_spool_damaged", range=name.range.text)
-                self._forget()
+                self._outbox.forget()
             raise
         problem = read_back_problem(self._store.head(name.key, version_id), note)
         if problem:
@@ -254,7 +235,7 @@ class CheckpointWriter:
             )
         self._done(name, note.size_bytes)
 
-    def _settle(self, name: CheckpointName, there: VersionInfo, note: _Note | None = None) -> None:
+    def _settle(self, name: CheckpointName, there: VersionInfo, note: Note | None = None) -> None:
         """Take what lies at the key for ours if it is; ObjectExists else."""
         info = self._store.head(name.key, there.version_id)
         if note is None or not note.matches(info):
@@ -266,21 +247,20 @@ class CheckpointWriter:
 
     def _check_same(self, name: CheckpointName, there: VersionInfo) -> None:
         """Raise ObjectExists unless the version holds the entries of our ledger, signed by us."""
-        fetched = os.path.join(self._directory, "fetched.json.gz.age")
+        fetched = os.path.join(self._outbox.directory, "fetched.json.gz.age")
         fetch_version(self._files, self._store, there, fetched, Lane.BACKFILL)
         try:
             with open(fetched, "rb") as file:
                 proof = CheckpointReader(
                     file, self._identities, name, {self._signing_key.public_text}
                 ).prove()
-            same = (proof.previous, proof.head) == (
-                self._previous(name.range.first), self._previous(name.range.last + 1)
-            )  # fmt: skip
+            first, behind = name.range.first, name.range.last + 1
+            ours = self._entries.previous(first), self._entries.previous(behind)
         except (Damaged, DecryptionFailed, UnsupportedFormat) as cause:
             raise self._foreign(name) from cause
         finally:
             self._files.unlink(fetched)
-        if not same:
+        if (proof.previous, proof.head) != ours:
             raise self._foreign(name)
 
     def _foreign(self, name: CheckpointName) -> ObjectExists:
@@ -292,77 +272,17 @@ class CheckpointWriter:
 
     def _done(self, name: CheckpointName, size_bytes: int) -> None:
         self._remember(name.range, size_bytes, written=True)
-        self._forget()
+        self._outbox.forget()
         _log.info(
             "checkpoint_written", level=name.range.level, first=name.range.first,
             last=name.range.last, size_bytes=size_bytes,
         )  # fmt: skip
 
-    # --- the ledger's entries
+    # --- what is remembered
 
-    def _entries(self, span: Range) -> Iterator[EntryLines]:
-        return map(self._entry, range(span.first, span.last + 1))
-
-    def _previous(self, sequence: int) -> str:
-        return FIRST_PREVIOUS if sequence == 1 else self._entry(sequence - 1).header_sha256
-
-    def _entry(self, sequence: int) -> EntryLines:
-        """Return an entry from its copy here, else from the bucket."""
-        try:
-            with open(os.path.join(self._ledger_directory, entry_name(sequence)), "rb") as file:
-                return open_lines(file.read(), self._identities)
-        except FileNotFoundError:
-            pass
-        except (Damaged, DecryptionFailed, OSError) as error:
-            _log.error("ledger_copy_unreadable", sequence=sequence, error=type(error).__name__)
-        key = entry_key(self._node, sequence)
-        version = self._store.oldest_version(key)
-        if version is None:
-            raise Damaged("write a checkpoint", key, "the entry is missing in the bucket")
-        entry = open_lines(
-            self._store.get(key, version.version_id, lane=Lane.BACKFILL), self._identities
-        )
-        # Anybody can put an object there and seal it to us.
-        check_link(
-            entry, self._node, sequence, entry.header.previous, {self._signing_key.public_text}
-        )  # fmt: skip
-        return entry
-
-    # --- files
-
-    def _holds(self, note: _Note, *, whole: bool = False) -> bool:
-        """Tell whether the spool is what its note says, by its size or by all of its bytes."""
-        try:
-            if whole:
-                return checksums(self._spool)[0] == note.sha256
-            return os.path.getsize(self._spool) == note.size_bytes
-        except FileNotFoundError:
-            return False
-
-    def _sweep(self) -> None:
-        """Remove what a crash left that nobody needs."""
-        note = self._read_note()
-        name = CheckpointName.parse(note.key) if note is not None else None
-        if name is None or name.keys != self._keys or name.range in self._written:
-            self._forget()
-        for file_name in os.listdir(self._directory):
-            path = os.path.join(self._directory, file_name)
-            if path not in {self._spool, self._note_path}:
-                self._files.unlink(path)
-
-    def _forget(self) -> None:
-        self._files.unlink(self._spool)
-        self._files.unlink(self._note_path)
-
-    def _read_note(self) -> _Note | None:
-        try:
-            with open(self._note_path, "rb") as file:
-                return msgspec.json.decode(file.read(), type=_Note)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return None
-
-    def _save_note(self, note: _Note) -> None:
-        self._files.write_atomic(self._note_path, msgspec.json.encode(note))
+    def _is_wanted(self, key: str) -> bool:
+        name = CheckpointName.parse(key)
+        return name is not None and name.keys == self._keys and name.range not in self._written
 
     def _load(self) -> None:
         try:

@@ -8,7 +8,8 @@ or that is damaged, is looked for in the checkpoints, which are sealed anew when
 import io
 from collections.abc import Callable, Container, Iterator, Sequence
 
-from appliance.archive.checkpoint import CheckpointName, CheckpointReader
+from appliance.archive.checkpoint import CheckpointReader
+from appliance.archive.checkpoint_name import CheckpointName
 from appliance.archive.ledger_entry import entry_key, open_entry
 from appliance.archive.records import Record
 from appliance.foundation.errors import (

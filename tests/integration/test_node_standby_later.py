@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from appliance.archive.checkpoint import CheckpointName
+from appliance.archive.checkpoint_name import CheckpointName
 from appliance.remote.embedded import EmbeddedS3
 from appliance.seal.age_header import header_length, unwrap_file_key
 from appliance.seal.identity import load_identity

@@ -11,15 +11,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from appliance.archive.checkpoint import (
     FORMAT,
-    CheckpointName,
     CheckpointReader,
     Closing,
-    Range,
     checkpoint_pieces,
-    keys_digest,
     member,
     sealed_end,
 )
+from appliance.archive.checkpoint_name import CheckpointName, Range, keys_digest
 from appliance.archive.ledger_entry import (
     FIRST_PREVIOUS,
     Entry,

@@ -23,7 +23,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from appliance.archive.checkpoint import CheckpointName, CheckpointReader
+from appliance.archive.checkpoint import CheckpointReader
+from appliance.archive.checkpoint_name import CheckpointName
 from appliance.archive.indexer import mark_found
 from appliance.archive.layout import packs_in
 from appliance.archive.recall import clear_abandoned

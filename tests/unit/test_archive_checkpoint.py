@@ -9,15 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from appliance.archive.checkpoint import (
-    CheckpointName,
-    CheckpointReader,
-    Range,
-    checkpoint_pieces,
-    keys_digest,
-    member,
-    sealed_end,
-)
+from appliance.archive.checkpoint import CheckpointReader, checkpoint_pieces, member, sealed_end
+from appliance.archive.checkpoint_name import CheckpointName, Range, keys_digest
 from appliance.archive.ledger_entry import FIRST_PREVIOUS, build_entry
 from appliance.archive.records import Signature
 from appliance.foundation.errors import Damaged, DecryptionFailed, SealedToOthers, UnsupportedFormat

@@ -1,6 +1,6 @@
 """Which checkpoints a ledger should have: the fewest that cover it, none larger than is of use."""
 
-from appliance.archive.checkpoint import Range
+from appliance.archive.checkpoint_name import Range
 from appliance.archive.checkpoint_plan import Plan
 
 PLAN = Plan((4, 16, 64), 1000)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.archive.checkpoint import CheckpointName, Range
+from appliance.archive.checkpoint_name import CheckpointName, Range
 from appliance.archive.checkpoint_read import (
     TRIED_MAX,
     CheckpointSource,

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from appliance.archive.checkpoint import CheckpointName, Range
+from appliance.archive.checkpoint_name import CheckpointName, Range
 from appliance.archive.checkpoint_plan import Plan
 from appliance.archive.checkpoint_write import RETRY_S, CheckpointWriter
 from appliance.archive.key_change import KeyChange

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.archive.checkpoint import CheckpointName
+from appliance.archive.checkpoint_name import CheckpointName
 from appliance.archive.checkpoint_read import kept_directory
 from appliance.archive.findings import Kind
 from appliance.archive.following import follow_state_path

@@ -13,12 +13,8 @@ from pathlib import Path
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from appliance.archive.checkpoint import (
-    CheckpointName,
-    Range,
-    checkpoint_pieces,
-    keys_digest,
-)
+from appliance.archive.checkpoint import checkpoint_pieces
+from appliance.archive.checkpoint_name import CheckpointName, Range, keys_digest
 from appliance.archive.ledger_entry import (
     FIRST_PREVIOUS,
     Entry,
