@@ -402,7 +402,9 @@ class TestKeyChange:
         assert again.since == 1
 
     def test_entries_from_the_change_on_are_for_the_new_keys(self, box: Box) -> None:
-        self.change(box).record(0)
+        first = self.change(box)
+        first.record(0)
+        first.settle()
         changed = self.change(box, "age1more")
         assert changed.record(7) is not None
         assert changed.since is None
