@@ -40,6 +40,10 @@ class Extent:
             raise Damaged("read a pack", "", "it ends inside a dataset")
         return data
 
+    def part(self, offset: int, length: int) -> "Extent":
+        """Return a range of it as an extent of its own."""
+        return Extent(self._read, self._offset + offset, min(length, self._length - offset))
+
     def sha256(self) -> bytes:
         """Return the digest of the bytes as they are now; Damaged as for a slice."""
         digest = hashlib.sha256()
@@ -50,3 +54,10 @@ class Extent:
 
 Dataset = memoryview | Extent
 """A dataset as it is given out: a view of bytes at hand, or an extent of a large one."""
+
+
+def part_of(dataset: Dataset, offset: int, length: int) -> Dataset:
+    """Return a range of a dataset, not copied."""
+    if isinstance(dataset, Extent):
+        return dataset.part(offset, length)
+    return dataset[offset : offset + length]

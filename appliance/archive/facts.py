@@ -140,5 +140,7 @@ def pack_facts(record: PackRecord, node: str, sequence: int) -> PackFacts:
             node=node,
             sequence=sequence,
             verified_at_us=record.verified_at_us,
+            headers_offset=record.headers_offset,
+            headers_length=record.headers_length,
         ),
     )

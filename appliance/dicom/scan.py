@@ -11,8 +11,19 @@ behind the last tag they need.
 import msgspec
 
 from appliance.dicom import explicit, fallback, implicit
-from appliance.dicom.elements import BIG, LITTLE, QUIRKS, Bytes, Odd, Value
+from appliance.dicom.bulk import is_bulk
+from appliance.dicom.elements import (
+    BIG,
+    LITTLE,
+    QUIRKS,
+    UNDEFINED,
+    Bytes,
+    Odd,
+    Value,
+    element_at,
+)
 from appliance.dicom.layouts import Layout
+from appliance.dicom.skipping import skip_undefined
 from appliance.dicom.uid import is_big_endian, is_deflated, is_implicit
 from appliance.foundation.errors import DatasetNotUnderstood
 
@@ -130,3 +141,45 @@ def bulk_ranges(dataset: Bytes, transfer_syntax_uid: str) -> list[BulkRange]:
     scanner = implicit if is_implicit(transfer_syntax_uid) else explicit
     layout = _BIG if is_big_endian(transfer_syntax_uid) else _LITTLE
     return [BulkRange(*bulk) for bulk in scanner.bulk(layout, dataset)]
+
+
+def bulk_begun(
+    head: bytes, start: int, dataset_length: int, transfer_syntax_uid: str
+) -> BulkRange | None:
+    """Return the bulk element that begins with `head` at `start`, None when it is none.
+
+    For a dataset that is not at hand as a whole: pixel data of undefined length is taken to reach
+    to its end.
+    """
+    order = BIG if is_big_endian(transfer_syntax_uid) else LITTLE
+    try:
+        raw, _, vr, length, value = element_at(order, head, 0, is_implicit(transfer_syntax_uid))
+    except QUIRKS:
+        return None
+    tag = order.tag(raw)
+    end = dataset_length if length == UNDEFINED else start + value + length
+    if end > dataset_length or not is_bulk(tag, vr == "SQ" or length == UNDEFINED, length):
+        return None
+    return BulkRange(tag, vr, start, end, start + value, end - start - value)
+
+
+def find_element(dataset: bytes, transfer_syntax_uid: str, tag: int) -> tuple[str, int, int] | None:
+    """Return VR, value offset and length of a top-level element; None when it is not there.
+
+    A value of undefined length is none that can be given.
+    """
+    order = BIG if is_big_endian(transfer_syntax_uid) else LITTLE
+    implicit_vr = is_implicit(transfer_syntax_uid)
+    wanted, position = order.raw(tag), 0
+    try:
+        while position < len(dataset):
+            raw, number, vr, length, start = element_at(order, dataset, position, implicit_vr)
+            if length == UNDEFINED:
+                position = skip_undefined(order, dataset, start, number, implicit_vr)
+            elif raw == wanted:
+                return vr, start, length
+            else:
+                position = start + length
+    except (*QUIRKS, DatasetNotUnderstood):
+        pass
+    return None

@@ -4,6 +4,7 @@ Owns no state. Must not open a dataset. Invariant: no Deflated transfer syntax i
 """
 
 import re
+from collections.abc import Iterable
 
 from pynetdicom import sop_class as _sop_class
 
@@ -115,6 +116,19 @@ KEY_OBJECT_SELECTION = "1.2.840.10008.5.1.4.1.1.88.59"
 VERIFICATION = "1.2.840.10008.1.1"
 STORAGE_COMMITMENT_PUSH = "1.2.840.10008.1.20.1"
 STORAGE_COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"
+RETIRED_PRINT_SOP_CLASSES = (
+    "1.2.840.10008.5.1.1.27",  # Stored Print
+    "1.2.840.10008.5.1.1.29",  # Hardcopy Grayscale Image
+    "1.2.840.10008.5.1.1.30",  # Hardcopy Color Image
+)
+"""Not storage classes of PS3.4, but sent by pynetdicom's and DCMTK's senders as if they were."""
+
+
+def stored_sop_classes(extra: Iterable[str]) -> tuple[str, ...]:
+    """Return every SOP class whose instances are taken, with the configured ones."""
+    return tuple(dict.fromkeys((*STORAGE_SOP_CLASSES, *RETIRED_PRINT_SOP_CLASSES, *extra)))
+
+
 PATIENT_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.1.1"
 PATIENT_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.1.2"
 PATIENT_ROOT_GET = "1.2.840.10008.5.1.4.1.2.1.3"

@@ -27,13 +27,6 @@ from appliance.foundation.errors import AzekuraError, DatasetMismatch
 STORAGE_LEVEL_2_FULL = b"\x02\0\0\0\0\0"
 """PS3.4 B.3.1: all attributes are kept, no digital signature is touched, nothing is coerced."""
 
-# not storage classes of PS3.4, but proposed by pynetdicom's and DCMTK's senders as if they were
-_RETIRED_PRINT = (
-    "1.2.840.10008.5.1.1.27",  # Stored Print
-    "1.2.840.10008.5.1.1.29",  # Hardcopy Grayscale Image
-    "1.2.840.10008.5.1.1.30",  # Hardcopy Color Image
-)
-
 _NEEDED = {AFFECTED_SOP_CLASS_UID, AFFECTED_SOP_INSTANCE_UID}
 
 _log = log.get("dimse")
@@ -157,9 +150,7 @@ def storage_service(
     """
     return Service(
         permission="store",
-        abstract_syntaxes=tuple(
-            dict.fromkeys((*uid.STORAGE_SOP_CLASSES, *_RETIRED_PRINT, *extra_sop_classes))
-        ),
+        abstract_syntaxes=uid.stored_sop_classes(extra_sop_classes),
         transfer_syntaxes=uid.ACCEPTED_TRANSFER_SYNTAXES,
         command_fields=frozenset({C_STORE_RQ}),
         handle=StorageHandler(archive, default_issuer, gate),

@@ -46,7 +46,8 @@ class CloudFacts(msgspec.Struct, array_like=True, frozen=True):
 
     size: of the object, in bytes. checksum: as the bucket stores it. locked_until_us: 0 without a
     lock. age_header, file_key: what range decryption needs. node, sequence: of the ledger entry.
-    verified_at_us: when size, checksum and version were last read back.
+    verified_at_us: when size, checksum and version were last read back. headers_offset,
+    headers_length: where `headers.gz` lies in the plain tar; length 0 where it is not known.
     """
 
     key: str
@@ -60,6 +61,8 @@ class CloudFacts(msgspec.Struct, array_like=True, frozen=True):
     node: str
     sequence: int
     verified_at_us: int
+    headers_offset: int = 0
+    headers_length: int = 0
 
 
 class PackFacts(msgspec.Struct):

@@ -92,6 +92,8 @@ def merged_cloud(old: CloudFacts | None, new: CloudFacts) -> CloudFacts:
             facts.lock_mode,
             facts.age_header,
             facts.file_key,
+            facts.headers_offset,
+            facts.headers_length,
         )
 
     first, second = (old, new) if entry(old) <= entry(new) else (new, old)
@@ -109,6 +111,8 @@ def merged_cloud(old: CloudFacts | None, new: CloudFacts) -> CloudFacts:
         first.node,
         first.sequence,
         max(first.verified_at_us, second.verified_at_us),
+        first.headers_offset,
+        first.headers_length,
     )
 
 

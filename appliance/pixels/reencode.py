@@ -51,19 +51,24 @@ def reencode(raw: bytes, source: str, target: str) -> bytes:
     """Return the dataset in the uncompressed syntax `target`; DatasetNotUnderstood if it can't."""
     dataset = read_dataset(io.BytesIO(raw), is_implicit(source), not is_big_endian(source))
     if source == GE_PRIVATE_IMPLICIT:
-        _swap_pixel_data(dataset)
+        swap_pixel_data(dataset)
     elif source == ENCAPSULATED_UNCOMPRESSED or not is_uncompressed(source):
-        _decompress(dataset, source)
+        decompress(dataset, source)
     return b"".join(_encode(dataset, source, target, 0))
 
 
-def _swap_pixel_data(dataset: Dataset) -> None:
+def swap_pixel_data(dataset: Dataset) -> None:
+    """Turn the 16-bit samples of a dataset round."""
     if _PIXEL_DATA in dataset and dataset.get("BitsAllocated", 0) == 16:
         element = dataset[_PIXEL_DATA]
         element.value = _swapped(element.value, 2)
 
 
-def _decompress(dataset: Dataset, source: str) -> None:
+def decompress(dataset: Dataset, source: str) -> None:
+    """Decode the frames of an encapsulated dataset; DatasetNotUnderstood, or what pydicom raises.
+
+    A lossy image becomes RGB, a lossless one keeps its photometric interpretation.
+    """
     icon = dataset.get(_ICON_IMAGE_SEQUENCE)
     if icon is not None and any(_is_encapsulated(item) for item in icon.value):
         del dataset[_ICON_IMAGE_SEQUENCE]

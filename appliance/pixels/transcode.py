@@ -131,15 +131,24 @@ class Transcoder:
     def converted(self, dataset: Dataset, source: str, target: str) -> Iterator[memoryview]:
         """Give the dataset in `target`, one of TARGETS, for as long as the block lasts.
 
+        Errors as for `result`.
+        """
+        with self.result(dataset, Job(source, target)) as view:
+            yield view
+
+    @contextlib.contextmanager
+    def result(self, dataset: Dataset, job: Job) -> Iterator[memoryview]:
+        """Give what a worker makes of a dataset for as long as the block lasts.
+
         Raises DatasetNotUnderstood for what can't be decoded or kills its worker, LimitExceeded
         for what is too large or takes too long, Busy when no worker comes free.
         """
         if len(dataset) > DATASET_MAX_BYTES:
-            raise LimitExceeded("transcode", source, f"{len(dataset)} bytes")
+            raise LimitExceeded("transcode", job.source, f"{len(dataset)} bytes")
         if not self._free.acquire(timeout=FREE_WORKER_MAX_S):
-            raise Busy("transcode", source, "every worker is busy")
+            raise Busy("transcode", job.source, "every worker is busy")
         try:
-            mapped = self._convert(dataset, Job(source, target))
+            mapped = self._convert(dataset, job)
         finally:
             self._free.release()
         try:

@@ -13,12 +13,20 @@ IDLE_MAX_S = 60.0
 
 IDLE_EXIT_S = 30.0
 
+FRAME = "frame"
+PICTURE = "picture"
+
 
 class Job(msgspec.Struct, frozen=True, array_like=True):
-    """One dataset to rewrite: from which transfer syntax, into which uncompressed one."""
+    """One dataset and what to make of it.
+
+    source: its transfer syntax. target: an uncompressed one to rewrite it into; or FRAME, the
+    samples of its one frame; or PICTURE, which `options` describe.
+    """
 
     source: str
     target: str
+    options: dict[str, str] = {}
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):

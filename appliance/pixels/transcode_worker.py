@@ -13,9 +13,11 @@ from collections.abc import Callable
 
 from appliance.pixels import confinement
 from appliance.pixels.transcode_messages import (
+    FRAME,
     IDLE_EXIT_S,
     IDLE_MAX_S,
     MESSAGE_MAX_BYTES,
+    PICTURE,
     RESULT_MAX_BYTES,
     Answer,
     Job,
@@ -25,14 +27,14 @@ from appliance.pixels.transcode_messages import (
 
 PROCESSOR_MAX_S = 90
 
-Reencode = Callable[[bytes, str, str], bytes]
+Work = Callable[[bytes, Job], bytes]
 
 
 def main(idle_max_s: float = IDLE_MAX_S + IDLE_EXIT_S) -> int:
     """Serve jobs until the parent closes the socket, or has none for long."""
     network_dropped = confinement.drop_network_and_privileges()
     channel = socket.socket(fileno=0)
-    reencode = _load()
+    work = _load()
     confinement.limit_resources()
     files_closed = confinement.close_file_system()
     channel.send(encode(Answer(0, "", network_dropped, files_closed)))
@@ -45,7 +47,7 @@ def main(idle_max_s: float = IDLE_MAX_S + IDLE_EXIT_S) -> int:
         if not message:
             return 0
         confinement.limit_processor(PROCESSOR_MAX_S)
-        answer, result = _serve(reencode, decode_job(message), descriptors[0])
+        answer, result = _serve(work, decode_job(message), descriptors[0])
         if result is None:
             channel.send(encode(answer))
         else:
@@ -53,7 +55,7 @@ def main(idle_max_s: float = IDLE_MAX_S + IDLE_EXIT_S) -> int:
             os.close(result)
 
 
-def _load() -> Reencode:
+def _load() -> Work:
     # Imported after the network is gone; every codec that text may ask for is loaded while files
     # can still be opened.
     import encodings.idna  # noqa: PLC0415
@@ -63,21 +65,32 @@ def _load() -> Reencode:
     import pydicom.config  # noqa: PLC0415
     from pydicom.charset import python_encoding  # noqa: PLC0415
 
+    from appliance.pixels.decode import decode_frame  # noqa: PLC0415
     from appliance.pixels.reencode import reencode  # noqa: PLC0415
+    from appliance.pixels.render import render, warm_up  # noqa: PLC0415
 
     for codec in {*python_encoding.values(), "utf-8", "ascii", "latin-1"}:
         "".encode(codec)
     warnings.simplefilter("ignore")
+    warm_up()
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
-    return reencode
+
+    def work(content: bytes, job: Job) -> bytes:
+        if job.target == FRAME:
+            return decode_frame(content, job.source)
+        if job.target == PICTURE:
+            return render(content, job.source, job.options)
+        return reencode(content, job.source, job.target)
+
+    return work
 
 
-def _serve(reencode: Reencode, job: Job, source: int) -> tuple[Answer, int | None]:
+def _serve(work: Work, job: Job, source: int) -> tuple[Answer, int | None]:
     try:
         with open(source, "rb") as stream:
             content = stream.read()
-        encoded = reencode(content, job.source, job.target)
+        encoded = work(content, job)
         if len(encoded) > RESULT_MAX_BYTES:
             return Answer(0, "the result is too large"), None
         result = os.memfd_create("result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

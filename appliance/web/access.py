@@ -14,7 +14,7 @@ from aiohttp import web
 
 from appliance.archive.sender import Sender
 from appliance.archive.tokens import TokenBook
-from appliance.config.model import Config, Peer
+from appliance.config.model import Config, Dicom, Peer
 from appliance.config.values import Permission
 from appliance.foundation.clock import Clock
 from appliance.web.limits import (
@@ -71,16 +71,20 @@ class Access:
     """Knows callers by what they show; used by the loop only."""
 
     def __init__(self, config: Config, tokens: TokenBook, clock: Clock) -> None:
-        self._config = config
         self._tokens = tokens
         self._clock = clock
-        self._by_certificate: dict[str, Peer] = {
-            name: peer for peer in config.dicom.peers for name in peer.web_certificates
-        }
-        self._by_title = {peer.ae_title: peer for peer in reversed(config.dicom.peers)}
+        self.take(config.dicom)
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._delayed_count = 0
         self.failures_count = 0
+
+    def take(self, dicom: Dicom) -> None:
+        """Know these peers from now on; any thread may say so."""
+        self._issuer = dicom.issuer
+        self._by_title = {peer.ae_title: peer for peer in reversed(dicom.peers)}
+        self._by_certificate: dict[str, Peer] = {
+            name: peer for peer in dicom.peers for name in peer.web_certificates
+        }
 
     async def admit(self, request: web.Request, permission: str) -> Caller:
         """Return the caller; Unauthorized, Forbidden, TooMany."""
@@ -117,7 +121,7 @@ class Access:
     def _known(
         self, title: str, peer: Peer | None, address: str, may: frozenset[str], subject: str
     ) -> Caller:
-        issuer = (peer.issuer if peer is not None else "") or self._config.dicom.issuer
+        issuer = (peer.issuer if peer is not None else "") or self._issuer
         character_set = peer.character_set if peer is not None else ""
         return Caller(title, title, address, may, subject, issuer, character_set)
 

@@ -10,7 +10,7 @@ The archive is synchronous; nothing of it may run on the loop. Invariants:
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
@@ -103,19 +103,29 @@ class Workers:
 
         Whoever gets the stream must close it.
         """
-        stream = Stream(make, self._free_streams.release)
-        self.run(stream.run)
-        return stream
-
-    def run(self, work: Callable[[], None]) -> None:
-        """Run work that takes as long as its client does; it gives its place back itself."""
         if not self._free_streams.acquire(blocking=False):
             raise Busy("answer", cause=f"{STREAMS_MAX} transfers run already")
-        self._streams.submit(work)
+        stream = Stream(make, self._free_streams.release)
+        self._streams.submit(stream.run)
+        return stream
 
-    def free(self) -> None:
-        """Give back the place of a work that was run."""
-        self._free_streams.release()
+    async def transfer(self, work: Callable[[], T], feed: Coroutine[Any, Any, None]) -> T:
+        """Run work that reads what `feed` brings; both end together. Busy, and what work raises."""
+        if not self._free_streams.acquire(blocking=False):
+            feed.close()
+            raise Busy("answer", cause=f"{STREAMS_MAX} transfers run already")
+        loop = asyncio.get_running_loop()
+        working = loop.run_in_executor(self._streams, work)
+        working.add_done_callback(lambda _done: self._free_streams.release())
+        feeding = loop.create_task(feed)
+        try:
+            await asyncio.wait((working, feeding), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                await asyncio.wait((working,))
+            return working.result()
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
 
     def close(self) -> None:
         """End the threads when they have nothing more to do."""

@@ -35,3 +35,15 @@ FAILURES_FORGOTTEN_S = 600.0
 ADDRESSES_KEPT_MAX = 4096
 DELAYED_MAX = 32
 """Answers to wrong tokens that wait at a time; further ones are told to come back later."""
+
+STORE_MAX_BYTES = 64 * 2**30
+"""Of one request that stores; its instances are streamed to the disk."""
+
+PARTS_MAX = 50_000
+PART_HEADERS_MAX = 16
+PART_HEADERS_MAX_BYTES = 8 * 1024
+BODY_PIECES_MAX = 4
+BODY_SILENCE_MAX_S = 30.0
+BODY_GRACE_S = 30.0
+BODY_BYTES_PER_S_MIN = 1024
+"""From BODY_GRACE_S on, what a body must bring on average."""

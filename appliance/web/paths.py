@@ -13,7 +13,7 @@ from appliance.web.search_parameters import SERIES_UID, SOP_UID, STUDY_UID
 
 DICOM_WEB = "/dicom-web"
 _UID = re.compile(r"[0-9.]{1,64}")
-_HOST = re.compile(r"(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_HOST = re.compile(r"(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?P<port>:[0-9]{1,5})?")
 _PARTS = (("study", STUDY_UID), ("series", SERIES_UID), ("instance", SOP_UID))
 
 
@@ -35,7 +35,14 @@ def checked_uid(uid: str) -> str:
 
 
 def base_url(request: web.Request) -> str:
-    """Return where DICOMweb is for this client: https, and the host as it was called."""
-    if not _HOST.fullmatch(request.host):
+    """Return where DICOMweb is for this client: https, and the host as it was called.
+
+    A client that leaves the port out of its Host header (dicomweb-client does) means ours.
+    """
+    found = _HOST.fullmatch(request.host)
+    if found is None:
         raise BadRequest("read the request", cause="the Host header is no host")
-    return f"https://{request.host}{DICOM_WEB}"
+    host = request.host
+    if found["port"] is None and request.transport is not None:
+        host += f":{request.transport.get_extra_info('sockname')[1]}"
+    return f"https://{host}{DICOM_WEB}"

@@ -73,6 +73,7 @@ _STATUSES: tuple[tuple[type[errors.AzekuraError], int], ...] = (
     (errors.LimitExceeded, 413),
     (errors.DatasetNotUnderstood, 406),
     (errors.Refused, 400),
+    (errors.NotAccepting, 503),
     (errors.OutOfSpace, 503),
     (errors.Busy, 503),
     (errors.IndexDamaged, 503),
