@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 
 SETTLED_TIMEOUT_S = 600.0
+_NO_LEDGER = frozenset({"ledger", "bucket"})
+"""Conditions of the uplink under which it could not write down what was erased."""
 KEY_ID = "AZEKURA_ADMIN_ACCESS_KEY_ID"
 SECRET = "AZEKURA_ADMIN_SECRET_ACCESS_KEY"  # noqa: S105 - the name of a variable
 TOKEN = "AZEKURA_ADMIN_SESSION_TOKEN"  # noqa: S105 - the name of a variable
@@ -228,8 +230,13 @@ def _tell(call: Invocation, content: bytes, path: str) -> bool:
 
 
 def _check_place(call: Invocation, read: "PlanFile") -> None:
-    from appliance.foundation.errors import Refused
+    from appliance.foundation.errors import Refused, UsageError
 
+    if not call.config.writes:
+        raise UsageError(
+            "carry out the plan", call.config.node.name, "this standby writes no ledger",
+            "Carry it out on a node that does: what is erased is written down",
+        )  # fmt: skip
     cloud, made = call.config.cloud, read.plan
     here = (call.config.node.name, cloud.endpoint_url, cloud.bucket, cloud.prefix)
     if here != (made.node, made.endpoint_url, made.bucket, made.prefix):
@@ -267,6 +274,9 @@ def _need_uplink(parts: "Parts") -> None:
             "carry out the plan", "", "azekura uplink does not run, or does not answer",
             "Start it: it writes down in the ledger what was erased",
         )  # fmt: skip
+    for problem in said.problems:
+        if problem["condition"] in _NO_LEDGER:
+            raise Busy("carry out the plan", "", problem["sentence"], problem["hint"])
 
 
 def _confirm(call: Invocation, read: "PlanFile", given: str) -> None:

@@ -9,10 +9,12 @@ import pytest
 
 from appliance.archive.disposal_plan import PlanFile, write_plan
 from appliance.archive.requests import RequestBox
+from appliance.archive.status import UplinkStatus, write_uplink_status
 from appliance.archive.studies import show_study
 from appliance.cli import expire, main
 from appliance.foundation.clock import SystemClock
 from appliance.foundation.files import FileSystem
+from appliance.seal.signing import SigningKey
 from tests.support.archive_box import NODE, Box, sample
 from tests.support.fake_store import FakeStore
 from tests.support.keeping import plan_of, received
@@ -117,6 +119,33 @@ def test_a_run_needs_an_uplink(
     path, file = _placed(box)
     assert run(box, "expire", "run", path, "--confirm", file.sha256) == 1
     assert "uplink does not run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("condition", ["ledger", "bucket"])
+def test_a_run_needs_an_uplink_that_can_write(
+    box: Box, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, condition: str
+) -> None:
+    """While it may not append to the ledger, what is erased could not be written down."""
+    monkeypatch.setenv(expire.KEY_ID, "AKIA")
+    monkeypatch.setenv(expire.SECRET, "x")
+    path, file = _placed(box)
+    problem = {"condition": condition, "sentence": "something else writes", "hint": "look"}
+    said = UplinkStatus(box.clock.now().timestamp(), 1, "up", 1, 0.0, None, [problem])
+    write_uplink_status(FileSystem(), box.layout, said)
+    assert run(box, "expire", "run", path, "--confirm", file.sha256) == 1
+    assert "something else writes" in capsys.readouterr().err
+
+
+def test_a_standby_that_writes_nothing_erases_nothing(
+    box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, file = _placed(box)
+    config = box.folder / "azekura.toml"
+    public = SigningKey.load(str(box.folder / "signing.pem")).public_text
+    text = config.read_text().replace("demo = true", 'demo = true\nrole = "standby"')
+    config.write_text(f'{text}[keys.signers]\nsite-b = "{public}"\n')
+    assert run(box, "expire", "run", path, "--confirm", file.sha256) == 2
+    assert "writes no ledger" in capsys.readouterr().err
 
 
 def test_a_plan_of_elsewhere_is_refused(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
