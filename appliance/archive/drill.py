@@ -137,7 +137,9 @@ class Drill:
         if not len(catalogue) and not catalogue.findings:
             raise NotFound("drill", "the bucket", "no ledger in it names a study")
         for study in catalogue.draw(count, self._source):
-            result.studies.append(self._study(catalogue, study))
+            restored = self._study(catalogue, study)
+            if restored.packs:  # else all of it was erased since
+                result.studies.append(restored)
             advance(1)
         result.took_s = self._since(began_s)
         return result

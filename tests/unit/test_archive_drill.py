@@ -212,6 +212,19 @@ def _now(box: Box) -> str:
     return box.clock.now().isoformat()
 
 
+def test_what_was_erased_is_not_asked_for(box: Box) -> None:
+    """An expired pack is gone from the bucket, and the ledger says by whom: no finding."""
+    archived(box, studies=2)
+    gone = box.pack_ids()[0]
+    said = Erased(gone, pack_key(gone), "v1", "an administrator", "expired", _now(box))
+    box.uplink.record(said)
+    box.write_ledger()
+    del box.store._keys[pack_key(gone)]
+    result = held(box)
+    assert result.all_findings == []
+    assert (len(result.studies), result.matched) == (1, 3)
+
+
 def test_a_pack_the_node_forgot_is_found(box: Box, tmp_path: Path) -> None:
     """An index that says it has followed up to there, and does not know a pack of it."""
     archived(box, studies=2)
