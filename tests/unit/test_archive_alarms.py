@@ -61,6 +61,15 @@ def test_a_value_around_its_threshold_does_not_flap() -> None:
     assert [each["event"] for each in logs] == ["alarm_raised"]
 
 
+def test_a_value_around_an_upper_threshold_does_not_flap() -> None:
+    """What waited longest is an hour old, now a little more, now a little less."""
+    board = Board()
+    board.take(GOOD._replace(pending_age_s=3601.0), RAISE_S)
+    for _ in range(20):
+        assert board.take(GOOD._replace(pending_age_s=3590.0), 300) == ["pending_age"]
+    assert board.take(GOOD._replace(pending_age_s=2800.0), CLEAR_S) == []
+
+
 def test_each_change_is_told_once() -> None:
     board = Board()
     with capture_logs() as logs:

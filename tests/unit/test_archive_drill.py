@@ -8,7 +8,7 @@ import pytest
 
 from appliance.archive.applying import apply_record
 from appliance.archive.catalogue import Catalogue
-from appliance.archive.drill import FINDINGS_MAX, DrillResult
+from appliance.archive.drill import FINDINGS_MAX, Drill, DrillResult
 from appliance.archive.drill_keeper import DrillHall, node_label
 from appliance.archive.layout import pack_key
 from appliance.archive.ledger_entry import entry_key
@@ -154,6 +154,16 @@ def test_an_index_that_knows_other_hashes_is_found(box: Box) -> None:
         result = held(box)
     assert result.matched == 2
     assert "not in this node's index" in result.all_findings[0]
+
+
+def test_a_pack_that_lacks_what_the_ledger_lists_is_found(box: Box) -> None:
+    """The object opens and holds together, but it is not all that the record says."""
+    archived(box, studies=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Drill, "_hashes", lambda *_: set())
+        result = held(box)
+    assert result.matched == 0
+    assert "3 datasets of the ledger are not in it" in result.all_findings[0]
 
 
 def test_answers_that_differ_are_found(box: Box) -> None:
