@@ -36,6 +36,7 @@ def test_a_drill_restores_and_is_written_down(node: Node) -> None:
     status = node.status()
     assert status["last_drill"]["identity"].startswith("node age1")
     assert status["problems"] == []
+    assert f"{INSTANCES} of {INSTANCES} instances came back" in node.azekura("status")
     drills = [
         record
         for entry in ledger_of(node)

@@ -5,10 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.archive.layout import Layout
+from appliance.archive.sender import Sender
 from appliance.archive.space import Space
+from appliance.dicom.status import store_status
+from appliance.dimse.service import error_comment
 from appliance.foundation.errors import OutOfSpace, ShareUsed
 from appliance.foundation.files import FileSystem
+from tests.support.archive_box import Box, sample
 from tests.support.manual_clock import ManualClock
+from tests.support.pack_samples import CT_STORAGE, EXPLICIT
 
 MIB = 2**20
 PEERS = ("CT1", "MR1", "US1", "*")
@@ -133,3 +138,27 @@ def test_whoever_is_within_its_share_is_never_refused(tmp_path_factory, claims) 
         else:
             assert taken[peer] + size_bytes > share
     assert sum(taken.values()) <= 40 * MIB
+
+
+def test_a_flood_of_one_modality_is_refused_and_another_is_not(box: Box) -> None:
+    """Through the writer, as C-STORE asks it: by the calling AE title."""
+    used = box.layout.sealed_path("a")
+    with open(used, "wb") as file:
+        file.truncate(96 * MIB)
+    box.space = Space(box.files, box.layout, 100 * MIB, ManualClock(), ("CT1", "US1"))
+
+    def store(title: str, number: int) -> None:
+        each = sample(1, number, 500_000)
+        box.ingest.store(
+            Sender(title, "AZEKURA"), CT_STORAGE, each.sop_instance_uid, EXPLICIT,
+            memoryview(each.dataset), each.sha256,
+        )  # fmt: skip
+
+    with pytest.raises(ShareUsed) as refused:
+        for number in range(10):
+            store("CT1", number)
+    assert 3 <= number <= 4
+    assert store_status(refused.value) == 0xA700
+    assert "your share" in error_comment(refused.value)
+    for other in range(100, 103):
+        store("US1", other)
