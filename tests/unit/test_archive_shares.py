@@ -141,24 +141,37 @@ def test_whoever_is_within_its_share_is_never_refused(tmp_path_factory, claims) 
 
 
 def test_a_flood_of_one_modality_is_refused_and_another_is_not(box: Box) -> None:
-    """Through the writer, as C-STORE asks it: by the calling AE title."""
-    used = box.layout.sealed_path("a")
-    with open(used, "wb") as file:
-        file.truncate(96 * MIB)
-    box.space = Space(box.files, box.layout, 100 * MIB, ManualClock(), ("CT1", "US1"))
+    """Through the writer, as C-STORE asks it: by the calling AE title, with its own comment."""
+    gib = 1024 * MIB
 
-    def store(title: str, number: int) -> None:
-        each = sample(1, number, 500_000)
-        box.ingest.store(
-            Sender(title, "AZEKURA"), CT_STORAGE, each.sop_instance_uid, EXPLICIT,
-            memoryview(each.dataset), each.sha256,
-        )  # fmt: skip
+    def have(name: str, size_bytes: int) -> None:
+        with open(box.layout.sealed_path(name), "wb") as file:
+            file.truncate(size_bytes)
 
-    with pytest.raises(ShareUsed) as refused:
-        for number in range(10):
-            store("CT1", number)
-    assert 3 <= number <= 4
-    assert store_status(refused.value) == 0xA700
-    assert "your share" in error_comment(refused.value)
-    for other in range(100, 103):
-        store("US1", other)
+    # Packs grow in steps: on a small disk these would be more than a share.
+    came = 2 * gib - 20 * MIB
+    have("old", 96 * gib)
+    have("new", came)
+    box.space = Space(_Disk(), box.layout, 100 * gib, ManualClock(), ("CT1", "US1"))
+    box.space._taken["CT1"] = came
+    refusals: list[OutOfSpace] = []
+
+    def store(title: str, number: int) -> bool:
+        each = sample(1, number, 4 * MIB)
+        try:
+            box.ingest.store(
+                Sender(title, "AZEKURA"), CT_STORAGE, each.sop_instance_uid, EXPLICIT,
+                memoryview(each.dataset), each.sha256,
+            )  # fmt: skip
+        except OutOfSpace as refused:
+            refusals.append(refused)
+            return False
+        return True
+
+    flood = [store("CT1", number) for number in range(8)]
+    assert flood[0]
+    assert not flood[-1]
+    assert all(isinstance(each, ShareUsed) for each in refusals)
+    assert store_status(refusals[0]) == 0xA700
+    assert "your share" in error_comment(refusals[0])
+    assert all(store("US1", number) for number in range(100, 108))
