@@ -75,6 +75,17 @@ def pack_path(box: Box, pack_id: str) -> str:
     return next(path for path in box.layout.candidates(pack_id) if os.path.exists(path))
 
 
+def packs_by_study(box: Box) -> list[str]:
+    """Return the packs of studies of one pack each, by Study UID: ids of a moment have no order."""
+    return [
+        each.pack_id
+        for each in sorted(
+            {each.pack_id: each for each in box.served()}.values(),
+            key=lambda each: each.study_instance_uid,
+        )
+    ]
+
+
 def flip_dataset(box: Box, pack_id: str, each: Sample) -> None:
     """Change a bit of an instance's pixels."""
     path = Path(pack_path(box, pack_id))

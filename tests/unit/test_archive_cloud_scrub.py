@@ -15,7 +15,7 @@ from appliance.remote.observed import ObservedStore
 from appliance.remote.replicas import Replica, ReplicatedStore
 from tests.support.archive_box import NODE, Box, sample
 from tests.support.fake_store import FakeStore, Fault, no_answer
-from tests.support.mending import Mended, flip_dataset, mended  # noqa: F401
+from tests.support.mending import Mended, flip_dataset, mended, packs_by_study  # noqa: F401
 
 DAY_S = 86400.0
 PACKS = 5
@@ -51,7 +51,7 @@ def packs(box: Box) -> list[str]:
         box.store_sample(sample(study, 1))
         box.drain()
         box.clock.advance(60)
-    return box.pack_ids()
+    return packs_by_study(box)
 
 
 @pytest.fixture

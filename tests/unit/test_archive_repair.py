@@ -18,6 +18,7 @@ from tests.support.mending import (
     flip_header,
     mended,  # noqa: F401
     pack_path,
+    packs_by_study,
     wait_for_recalls,
 )
 
@@ -29,8 +30,7 @@ def _verified(box: Box, studies: int = 1) -> list[str]:
         for number in range(4):
             box.store_sample(sample(study, number))
         box.drain()
-        box.clock.advance(1)  # ids of one moment would be in no order
-    return box.pack_ids()
+    return packs_by_study(box)
 
 
 def _expected(samples: list[Sample]) -> dict[str, bytes]:

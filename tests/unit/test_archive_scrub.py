@@ -18,6 +18,7 @@ from tests.support.mending import (
     flip_header,
     mended,  # noqa: F401
     pack_path,
+    packs_by_study,
 )
 
 DAY_S = 86400.0
@@ -58,7 +59,7 @@ def packs(box: Box) -> list[str]:
     for study in range(PACKS):
         box.store_sample(sample(study, 1))
     box.drain()
-    return box.pack_ids()
+    return packs_by_study(box)
 
 
 def test_every_pack_is_reread_within_the_period(box: Box, packs: list[str]) -> None:

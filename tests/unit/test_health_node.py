@@ -222,6 +222,15 @@ def test_set_aside_files_are_counted(tmp_path: Path) -> None:
     assert "1 files, 2.0 KiB" in found.sentence
 
 
+def test_a_damaged_pack_counts_until_its_like_is_back(tmp_path: Path) -> None:
+    (tmp_path / "a.1.damaged.tar").write_bytes(bytes(1024))
+    (tmp_path / "a.1.damaged.json").write_text('{"replaced_at_us": 0}')
+    (found,) = check_set_aside(str(tmp_path))
+    assert (found.severity, "1 files, 1.0 KiB" in found.sentence) == (Severity.WARNING, True)
+    (tmp_path / "a.1.damaged.json").write_text('{"replaced_at_us": 5}')
+    assert severities(check_set_aside(str(tmp_path))) == [Severity.OK]
+
+
 # --- index and daemons
 
 
