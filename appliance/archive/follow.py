@@ -76,7 +76,8 @@ class Follower:
         self._pool = ThreadPoolExecutor(FETCHES_MAX, thread_name_prefix="follow")
         self._followers: dict[str, LedgerFollower] = {}
         self._audits: list[LedgerAudit] = []
-        self._backoffs = {name: Backoff() for name in [*signers, node]}
+        # By what was tried: when it may be tried again, and what status says of it meanwhile.
+        self._backoffs: dict[str, Backoff] = {}
         self._not_before_s: dict[str, float] = {}
         self._hindrances: dict[str, Problem] = {}
         self._own: Following | None = None
@@ -124,10 +125,11 @@ class Follower:
         while more and not stop.is_set():
             more = False
             for name, follower in self._followers.items():
-                more = self._try(name, partial(self._turn, follower)) or more
+                what = f"the ledger of {name} is not followed"
+                more = self._try(what, partial(self._turn, follower)) or more
                 self._show()
             for audit in self._audits:
-                self._try(audit.node, audit.turn)
+                self._try(f"the ledger of {audit.node} is not audited", audit.turn)
         self._show()
 
     def close(self) -> None:
@@ -139,25 +141,23 @@ class Follower:
     def _turn(self, follower: LedgerFollower) -> bool:
         return follower.turn(self._clock.monotonic_s() + TURN_S)
 
-    def _try(self, name: str, work: Callable[[], bool]) -> bool:
-        """Do one turn of a ledger; after an error it is left alone for a while."""
-        if self._clock.monotonic_s() < self._not_before_s.get(name, 0.0):
+    def _try(self, what: str, work: Callable[[], bool]) -> bool:
+        """Do one turn; after an error, told by the sentence `what`, there is none for a while."""
+        if self._clock.monotonic_s() < self._not_before_s.get(what, 0.0):
             return False
         try:
             more = work()
         except StorageFailed:
             raise
         except AzekuraError as error:
-            if name not in self._hindrances:
-                _log.warning("ledger_not_followed", node=name, error=type(error).__name__)
-            self._hindrances[name] = Problem(
-                "follow", f"the ledger of {name} is not followed: {error}", error.hint
-            )
-            delay_s = self._backoffs[name].next_delay_s()
-            self._not_before_s[name] = self._clock.monotonic_s() + delay_s
+            if what not in self._hindrances:
+                _log.warning("follow_failed", what=what, error=type(error).__name__)
+            self._hindrances[what] = Problem("follow", f"{what}: {error}", error.hint)
+            delay_s = self._backoffs.setdefault(what, Backoff()).next_delay_s()
+            self._not_before_s[what] = self._clock.monotonic_s() + delay_s
             return False
-        self._backoffs[name].reset()
-        self._hindrances.pop(name, None)
+        self._backoffs.pop(what, None)
+        self._hindrances.pop(what, None)
         return more
 
     def _go_back_if_replaced(self) -> None:
