@@ -11,12 +11,12 @@ Invariants:
 Used by one thread; `_under_way` is guarded by `_lock`, because the ledger's thread takes from it.
 """
 
-import re
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from appliance.archive.bucket_watch import BucketWatch
+from appliance.archive.checkpoint_name import CheckpointName
 from appliance.archive.ledger_entry import entry_key
 from appliance.archive.problem import Problem
 from appliance.archive.records import Record, Retained
@@ -44,7 +44,6 @@ FAILED_RETRY_S = 600.0
 CONDITION = "retention"
 REASON = "the study went on"
 _DAY_US = 86_400_000_000
-_CHECKPOINT = re.compile(r"checkpoints/[^/]+/([^/]+)/0*([0-9]+)-0*([0-9]+)-[^/]*")
 
 _log = log.get("retain")
 
@@ -173,7 +172,7 @@ class _Turn:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._entries: dict[tuple[str, int], int] = {}
-        self._checkpoints: list[tuple[str, int, int, str, str]] | None = None
+        self._checkpoints: list[tuple[CheckpointName, str]] | None = None
 
     def extend(self, cloud: CloudFacts, until_us: int) -> Lock:
         """Move the locks of a pack and of all that names it; return the pack's, read back."""
@@ -184,9 +183,10 @@ class _Turn:
             entry = self._store.oldest_version(key)
             if entry is not None:  # a missing entry is a finding of whoever follows that ledger
                 self._at_least(key, entry.version_id, cloud.lock_mode, until_us)
-            for node, first, last, checkpoint, version_id in self._listed():
-                if node == cloud.node and first <= cloud.sequence <= last:
-                    self._at_least(checkpoint, version_id, cloud.lock_mode, until_us)
+            for name, version_id in self._listed():
+                span = name.range
+                if name.node == cloud.node and span.first <= cloud.sequence <= span.last:
+                    self._at_least(name.key, version_id, cloud.lock_mode, until_us)
             self._entries[named_by] = until_us
         return lock
 
@@ -209,14 +209,12 @@ class _Turn:
             )  # fmt: skip
         return lock
 
-    def _listed(self) -> list[tuple[str, int, int, str, str]]:
-        """Return node, first and last entry, key and version of every checkpoint."""
+    def _listed(self) -> list[tuple[CheckpointName, str]]:
+        """Return name and version of every node's checkpoints."""
         if self._checkpoints is None:
-            found = []
-            for version in oldest_versions(self._store, "checkpoints/"):
-                match = _CHECKPOINT.fullmatch(version.key)
-                if match is not None:
-                    first, last = int(match[2]), int(match[3])
-                    found.append((match[1], first, last, version.key, version.version_id))
-            self._checkpoints = found
+            self._checkpoints = [
+                (name, version.version_id)
+                for version in oldest_versions(self._store, "checkpoints/")
+                if (name := CheckpointName.parse(version.key)) is not None
+            ]
         return self._checkpoints

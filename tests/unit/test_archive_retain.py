@@ -3,16 +3,20 @@
 import hashlib
 from datetime import timedelta
 
+import msgspec
 import pytest
 
+from appliance.archive.checkpoint_name import CheckpointName, Range
 from appliance.archive.ledger_entry import entry_key
 from appliance.archive.records import Retained
 from appliance.archive.retain import EXTENSIONS_PER_TURN_MAX, FAILED_RETRY_S
 from appliance.foundation.clock import to_microseconds
 from appliance.foundation.errors import CloudRefused, CloudUnavailable
+from appliance.index.facts import PackFacts
 from appliance.remote.store import Lock
 from tests.support.archive_box import DAY_S, NODE, Box, entries, restarted, sample
 from tests.support.fake_store import FakeStore, Fault, lost_answer, no_answer
+from tests.support.index_facts import PACK_IDS, cloud_copy, instance
 from tests.support.keeping import received, retainer
 from tests.support.manual_clock import ManualClock
 
@@ -58,7 +62,8 @@ def test_what_names_the_pack_is_locked_as_long(box: Box) -> None:
     """Its ledger entry, and a checkpoint over that entry; another checkpoint is let be."""
     old, new = grown(box)
     short = Lock("COMPLIANCE", box.clock.now() + timedelta(days=1))
-    over, beside = (f"checkpoints/1/{NODE}/{span}-0123abcd.json.gz.age" for span in ("1-3", "7-9"))
+    spans = (Range(1, 1, 3), Range(1, 7, 9))
+    over, beside = (CheckpointName(NODE, span, "0123abcd").key for span in spans)
     for key in (over, beside):
         box.store.put(key, b"x", sha256=hashlib.sha256(b"x").digest(), lock=short)
     retainer(box).run_once()
@@ -67,6 +72,28 @@ def test_what_names_the_pack_is_locked_as_long(box: Box) -> None:
     assert box.store.head(entry_key(named.node, named.sequence)).lock == latest
     assert box.store.head(over).lock == latest
     assert box.store.head(beside).lock == short
+
+
+def test_a_pack_of_another_node_is_kept_as_long(box: Box) -> None:
+    """The site is gone, its standby takes the next instance: the site's pack and entry follow."""
+    box.clock.advance(40 * DAY_S)
+    (new,) = received(box, sample(1, 2))
+    early = Lock("COMPLIANCE", box.clock.now() - timedelta(days=10))
+    own, other = box.pack(new).cloud, PACK_IDS[0]
+    facts = msgspec.structs.replace(
+        cloud_copy(0, sequence=7, locked=to_microseconds(early.until)), node="site-z",
+        lock_mode=early.mode, version_id=box.store.seed("packs/z", b"pack"), key="packs/z",
+    )  # fmt: skip
+    entry = box.store.seed(entry_key("site-z", 7), b"entry")
+    theirs = instance(sample(1, 1).study, sop="1.2.3")
+    with box.index.write() as txn:
+        txn.apply_pack(PackFacts(other, "site-z", [theirs], local=False, size=10, cloud=facts))
+    assert retainer(box).run_once() == 1
+    latest = lock_of(box, new)
+    assert box.store.head("packs/z", facts.version_id).lock == latest
+    assert box.store.head(entry_key("site-z", 7), entry).lock == latest
+    box.write_ledger()
+    assert until_us(box, other) == own.locked_until_us
 
 
 def test_less_than_thirty_days_move_nothing(box: Box) -> None:
