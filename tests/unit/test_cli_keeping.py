@@ -1,5 +1,6 @@
 """The commands for terms and erasure: what they refuse before anything is asked of a bucket."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ from appliance.archive.requests import RequestBox
 from appliance.archive.status import UplinkStatus, write_uplink_status
 from appliance.archive.studies import show_study
 from appliance.cli import expire, main
+from appliance.cli.invocation import Invocation
 from appliance.foundation.clock import SystemClock
+from appliance.foundation.errors import Refused, UsageError
 from appliance.foundation.files import FileSystem
 from appliance.seal.signing import SigningKey
 from tests.support.archive_box import NODE, Box, sample
@@ -160,3 +163,35 @@ def _placed(box: Box) -> tuple[str, PlanFile]:
     plan = msgspec.structs.replace(file.plan, endpoint_url="http://127.0.0.1:9")
     write_plan(path, plan, FileSystem())
     return path, PlanFile(plan, plan.sha256())
+
+
+class Terminal(io.StringIO):
+    """Somebody who types these lines."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("typed", ["", "yes", "erase 1 studies", "erase 1 studies 00000000"])
+def test_nothing_but_the_phrase_confirms(
+    box: Box, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    """A hurried yes erases nothing; the phrase names how many, and which plan."""
+    _, file = written(box)
+    call = Invocation(str(box.folder / "azekura.toml"), as_json=False)
+    monkeypatch.setattr("sys.stdin", Terminal(f"{typed}\nanything\n"))
+    with pytest.raises(Refused, match="not typed"):
+        expire._confirm(call, file, "")
+    monkeypatch.setattr("sys.stdin", Terminal(f"erase 1 studies {file.sha256[:8]}\n"))
+    expire._confirm(call, file, "")
+
+
+def test_nobody_is_asked_where_nobody_is(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, file = written(box)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    call = Invocation(str(box.folder / "azekura.toml"), as_json=False)
+    with pytest.raises(UsageError, match="--confirm"):
+        expire._confirm(call, file, "")
+    with pytest.raises(Refused, match="hash"):
+        expire._confirm(call, file, file.sha256[:-1])
+    expire._confirm(call, file, file.sha256)
