@@ -64,7 +64,7 @@ def _outage(
     start: datetime,
     down: datetime,
     up: datetime,
-) -> tuple[Hospital, datetime, int]:
+) -> tuple[Hospital, datetime, datetime, int]:
     """Live from `start` on; the line is down from `down` to `up`; then all is drained."""
     hospital = Hospital(folder, start, 40, capacity_bytes=capacity_bytes)
     made.append(hospital)
@@ -74,16 +74,25 @@ def _outage(
     verified = len(hospital.verified)
     hospital.run(up)
     assert len(hospital.verified) == verified
+    assert _alarms(hospital) >= {"link_down", "pending_age"}
     hospital.wire.down = False
     back, sent = hospital.now, hospital.throttle.sent_bytes
     hospital.run(drained=True)
     _drained_at_the_throttle(hospital, back, sent)
-    return hospital, back, verified
-
-
-def _forecasts(hospital: Hospital, down: datetime, back: datetime, apart: timedelta) -> None:
-    """Compare what was forecast in the outage and in the drain with what came true."""
     emptied = hospital.now
+    hospital.run(emptied + hours(1))
+    assert _alarms(hospital) == set()
+    return hospital, back, emptied, verified
+
+
+def _alarms(hospital: Hospital) -> set[str]:
+    return {each.condition for each in hospital.watch.problems()}
+
+
+def _forecasts(
+    hospital: Hospital, down: datetime, back: datetime, emptied: datetime, apart: timedelta
+) -> None:
+    """Compare what was forecast in the outage and in the drain with what came true."""
     size = hospital.instance_bytes()
     history = hospital.watch._recorder.history
     part = AIM * min(1.0, history.drained_bytes / history.sent_bytes)
@@ -151,10 +160,10 @@ def _drained_at_the_throttle(hospital: Hospital, back: datetime, sent_before: in
 def test_half_a_day_of_outage(hospital: list[Hospital], tmp_path: Path) -> None:
     """A night and a day to know the hours by, a working day without the line, and its evening."""
     down = local(2026, 3, 4, 7)
-    found, back, verified = _outage(
+    found, back, emptied, verified = _outage(
         hospital, tmp_path, TIGHT_BYTES, local(2026, 3, 3, 3), down, local(2026, 3, 4, 17)
     )
-    _forecasts(found, down + hours(4), back, hours(1))
+    _forecasts(found, down + hours(4), back, emptied, hours(1))
     _order_is_kept(found, verified)
     _nothing_is_lost(found)
 
@@ -164,10 +173,10 @@ def test_half_a_day_of_outage(hospital: list[Hospital], tmp_path: Path) -> None:
 def test_72_hours_of_outage(hospital: list[Hospital], tmp_path: Path) -> None:
     """Five days to know the hours by, three without the line, and the drain by day and by night."""
     down = local(2026, 3, 10, 6)
-    found, back, verified = _outage(
+    found, back, emptied, verified = _outage(
         hospital, tmp_path, AMPLE_BYTES, local(2026, 3, 5, 0), down, down + hours(72)
     )
-    _forecasts(found, down + hours(4), back, hours(3))
+    _forecasts(found, down + hours(4), back, emptied, hours(3))
     _order_is_kept(found, verified)
     _nothing_is_lost(found)
 
@@ -183,6 +192,7 @@ def test_the_disk_is_full_when_it_was_foretold(hospital: list[Hospital], tmp_pat
     found.wire.down = True
     found.run(down + hours(200))
     assert found.refused_at is not None
+    assert _alarms(found) >= {"time_to_full", "room"}
     points = [each for each in found.points if down + hours(3) < each.at < found.refused_at]
     _told(
         [
