@@ -119,12 +119,12 @@ class DamagedBook:
             _log.critical("only_copy_damaged", instances=len(new), senders=_senders(new))
         return len(new)
 
-    def review(self, index: Index) -> int:
-        """Drop what is here again; return how many."""
+    def review(self, index: Index) -> set[str]:
+        """Drop what is here again; return the packs whose members that were."""
         with self._lock:
             listed = list(self._instances.items())[:REVIEWED_MAX]
         if not listed:
-            return 0
+            return set()
         with index.read() as view:
             done = [key for key, each in listed if _is_here_again(view, each)]
         with self._lock:
@@ -139,7 +139,7 @@ class DamagedBook:
                 self._save()
         if done:
             _log.info("damaged_sent_again", instances=len(done))
-        return len(done)
+        return {pack_id for pack_id, _ in done}
 
     def _save(self) -> None:
         document = _Document(list(self._instances.values()))

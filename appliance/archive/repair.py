@@ -22,7 +22,7 @@ import msgspec
 from appliance.archive.damage_report import DAMAGED, GONE, UNREADABLE
 from appliance.archive.damaged import DamagedBook
 from appliance.archive.disk_trouble import DiskTrouble
-from appliance.archive.layout import Layout
+from appliance.archive.layout import Layout, salvaged_pack_id
 from appliance.archive.problem import Problem
 from appliance.archive.quarantine import is_replaced, mark_replaced, remove_old, set_pack_aside
 from appliance.archive.recall import Recaller
@@ -63,10 +63,15 @@ class _Case(msgspec.Struct):
 
 
 class _State(msgspec.Struct):
-    """`asked`: to be looked at; `refilling`: away from this disk until the bucket gives it."""
+    """`asked`: to be looked at; `refilling`: away from this disk until the bucket gives it.
+
+    `lost`: pending packs that were salvaged, of which the index may list what others have; each
+    with how many of its members went into a new pack.
+    """
 
     asked: dict[str, _Case] = {}
     refilling: dict[str, _Case] = {}
+    lost: dict[str, int] = {}
     found: int = 0
     refilled: int = 0
     salvaged: int = 0
@@ -196,6 +201,7 @@ class Repairer:
             self._put_aside[pack_id] = self._clock.monotonic_s()
             with self._lock:
                 self._state.salvaged += 1
+                self._state.lost[pack_id] = found.kept
                 self._save()
         return found
 
@@ -288,8 +294,13 @@ class Repairer:
         if now_s < self._next_review_s:
             return
         self._next_review_s = now_s + REVIEW_S
-        self._damaged.review(self._index)
+        again = self._damaged.review(self._index)
+        if again:
+            with self._lock:
+                self._state.lost |= dict.fromkeys(again, 0)
+                self._save()
         self._keep_lost(now_s)
+        self._forget_doubled()
         if now_s >= self._next_housekeeping_s:
             self._next_housekeeping_s = now_s + HOUSEKEEPING_S
             remove_old(self._files, self._clock, self._layout)
@@ -308,6 +319,23 @@ class Repairer:
         for pack_id in wrong:
             if not any(os.path.exists(path) for path in self._layout.candidates(pack_id)):
                 self._index.transact(partial(_lose, pack_id))
+
+    def _forget_doubled(self) -> None:
+        """Let the index forget what a lost pack has in common with others, once it knows those."""
+        with self._lock:
+            lost = dict(self._state.lost)
+        for pack_id, kept in lost.items():
+            with self._index.read() as view:
+                row, new = view.pack(pack_id), view.pack(salvaged_pack_id(pack_id))
+            if kept and (new is None or new.instance_count < kept):
+                continue  # not indexed yet
+            if row is not None and row.cloud is None:
+                if row.local:
+                    continue
+                self._index.transact(partial(_forget_doubled, pack_id))
+            with self._lock:
+                self._state.lost.pop(pack_id, None)
+                self._save()
 
     # --- telling
 
@@ -346,6 +374,10 @@ class Repairer:
                 "salvaged": state.salvaged,
                 "damaged_instances": len(self._damaged),
             }
+
+
+def _forget_doubled(pack_id: str, txn: WriteTransaction) -> None:
+    txn.forget_doubled(pack_id)
 
 
 def _lose(pack_id: str, txn: WriteTransaction) -> None:

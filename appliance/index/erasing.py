@@ -29,9 +29,14 @@ def forget_copies(
     cache: ContextCache,
     study: StudyState,
     reference: bytes,
-) -> None:
-    """Let a study forget every copy that lies in the pack."""
-    _Forgetting(overlay, settlement, cache, study, reference).run()
+    *,
+    doubled_only: bool = False,
+) -> list[Copy]:
+    """Let a study forget every copy that lies in the pack; return them.
+
+    `doubled_only`: of these, only those of whose bytes another pack has a copy.
+    """
+    return _Forgetting(overlay, settlement, cache, study, reference, doubled_only).run()
 
 
 class _Forgetting:
@@ -44,21 +49,23 @@ class _Forgetting:
         cache: ContextCache,
         study: StudyState,
         reference: bytes,
+        doubled_only: bool,
     ) -> None:
+        self._doubled_only = doubled_only
         self._overlay = overlay
         self._settlement = settlement
         self._cache = cache
         self._study = study
         self._reference = reference
 
-    def run(self) -> None:
+    def run(self) -> list[Copy]:
         """Change every instance that has a copy there, then what the study shares."""
         study = self._study.study
         changed: list[tuple[bytes, list[Copy], list[Copy]]] = []
         left: list[Copy] = []
         for key, body in self._overlay.scan(Table.INSTANCE, study):
             copies = decode_copies(body)
-            kept = [copy for copy in copies if copy.pack != self._reference]
+            kept = [copy for copy in copies if self._stays(copy, copies)]
             left += kept
             if len(kept) < len(copies):
                 changed.append((key, copies, kept))
@@ -69,7 +76,16 @@ class _Forgetting:
         for key, _ in list(self._overlay.scan(Table.CONTEXT, study)):
             if key[len(study) :] not in used:
                 self._overlay.delete(Table.CONTEXT, key)
-        self._overlay.delete(Table.STUDY_PACK, study + self._reference)
+        if all(copy.pack != self._reference for copy in left):
+            self._overlay.delete(Table.STUDY_PACK, study + self._reference)
+        return [copy for _, copies, kept in changed for copy in copies if copy not in kept]
+
+    def _stays(self, copy: Copy, copies: list[Copy]) -> bool:
+        if copy.pack != self._reference:
+            return True
+        return self._doubled_only and not any(
+            other.sha256 == copy.sha256 for other in copies if other.pack != self._reference
+        )
 
     def _change(self, key: bytes, copies: list[Copy], kept: list[Copy]) -> None:
         study = self._study.study

@@ -151,6 +151,31 @@ class WriteTransaction:
         if not was_erased:
             self._forget_if_erased(state)
 
+    def forget_doubled(self, pack_id: str) -> int:
+        """Forget what another pack has too of one that is neither here nor in a ledger.
+
+        Returns how many copies. What a lost pack alone had stays known.
+        """
+        state = self._pack(pack_id)
+        pack = state.pack
+        if pack.local or pack.cloud is not None:
+            return 0
+        count = 0
+        for key in list(pack.studies):
+            study = self._study(key)
+            forgotten = forget_copies(
+                self.overlay, self._settlement, self._cache, study, state.reference,
+                doubled_only=True,
+            )  # fmt: skip
+            count += len(forgotten)
+            pack.member_count -= len(forgotten)
+            pack.member_bytes -= sum(copy.length for copy in forgotten)
+            self._gathered += study.instance_count
+        if not pack.member_count:
+            pack.studies = []
+        self._contexts.forget_quick()
+        return count
+
     def remember(self, node: str, sequence: int) -> None:
         """Note that a node's ledger is applied up to this entry; the highest one said is kept."""
         if sequence > self.progress(node):

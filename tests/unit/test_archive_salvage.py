@@ -15,6 +15,7 @@ from appliance.archive.layout import salvaged_pack_id
 from appliance.archive.quarantine import notes
 from appliance.archive.records import PackRecord
 from appliance.foundation.errors import Damaged, OutOfSpace
+from appliance.index.verifying import verify
 from appliance.packs.reader import PackReader
 from appliance.remote.link import Backoff
 from tests.support.archive_box import Box, Sample, entries, restarted, sample
@@ -64,6 +65,11 @@ def _provenances(box: Box, pack_id: str) -> dict[str, tuple]:
             each.sop_instance_uid: (each.name, each.sha256, each.provenance)
             for each in reader.members()
         }
+
+
+def _faults(box: Box) -> list[str]:
+    with box.index.read() as view:
+        return verify(view)
 
 
 def _listed(box: Box) -> set[str]:
@@ -132,6 +138,12 @@ def test_good_members_go_on_and_the_bad_one_is_named(
     assert [(note.pack_id, note.pending) for _, note in notes(box.layout)] == [(pack_id, True)]
     assert box.uplink.problems() == []
 
+    box.clock.advance(10)
+    mended.repairer.run_once(box.uplink)
+    assert box.pack(pack_id).instance_count == 1  # what has another copy is not looked for there
+    assert {each.pack_id for each in box.served()} == {pack_id, new_id}
+    assert _faults(box) == []
+
     box.store_sample(BAD)
     box.close_packs()
     box.indexer().catch_up()
@@ -140,7 +152,12 @@ def test_good_members_go_on_and_the_bad_one_is_named(
     assert mended.conditions() == set()
     assert _listed(box) == set()
     _upload(box)
+    box.clock.advance(10)
+    mended.repairer.run_once(box.uplink)
+    assert box.pack(pack_id).instance_count == 0
+    assert _faults(box) == []
     assert box.fetch() == _expected(SAMPLES)
+    assert mended.repairer._state.lost == {}
 
 
 @pytest.mark.parametrize("sealed", [True, False])
