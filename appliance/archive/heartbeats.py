@@ -160,8 +160,7 @@ class Heartbeats:
     def _beat(self, state: State) -> None:
         own = self._own()
         if own is None or self._signing_key is None:
-            self._next_beat_s = self._clock.monotonic_s() + AGAIN_S
-            return
+            return  # asked again with the next turn: it costs nothing
         trouble = None
         try:
             self._look_for_double(own, self._signing_key.public_text)

@@ -38,14 +38,14 @@ def check_configuration(path: str, config: Config) -> Findings:
         )
     if not any(peer.addresses for peer in config.dicom.peers):
         found.append(warning(CONDITION, "no peer may call", _NOBODY_MAY[config.node.role]))
-    if config.node.role == "appliance" and config.keys.signers and not config.keys.recipients:
+    if config.writes and config.keys.signers and not config.keys.recipients:
         names = ", ".join(config.keys.signers)
         found.append(
             warning(
                 CONDITION,
                 f"keys.signers names {names}, and keys.recipients nobody",
-                "No standby can read what this node writes: list their recipients, which "
-                "`azekura key list` shows there",
+                "None of them can read what this node writes, a standby as little as a site that "
+                "comes back: list their recipients, which `azekura key list` shows there",
             )
         )
     endpoint = urlsplit(config.cloud.endpoint_url)

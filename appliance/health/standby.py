@@ -47,7 +47,9 @@ def check_standby(
                 warning(
                     CONDITION,
                     f"{name} is silent since {node['since']}, and {stores}",
-                    hint if accept_stores == "never" else "docs/operations/disaster.md says more",
+                    hint
+                    if accept_stores == "never"
+                    else "The runbook is docs/operations/disaster.md",
                 )
             )
     for each in following:

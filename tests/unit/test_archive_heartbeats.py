@@ -362,3 +362,16 @@ def test_what_is_signed_for_another_purpose_is_no_heartbeat(site: Beating) -> No
     )
     with pytest.raises(Damaged):
         open_beat(line + b"\n" + signature, "site-a", {site.key.public_text})
+
+
+def test_the_first_heartbeat_follows_the_ledger_within_a_second(
+    tmp_path: Path, store: FakeStore
+) -> None:
+    """A node that lives for some seconds only is heard, and so is missed."""
+    node = Beating(tmp_path, store, "site-a")
+    node.own = None
+    node.start()
+    assert store.keys() == []
+    node.own = Own(1, "site-a-1")
+    node.turn(1.0)
+    assert store.keys() == [beat_key("site-a")]
