@@ -77,6 +77,7 @@ def ask(node: Node, kind: str) -> None:
     assert answer.done, answer
 
 
+@pytest.mark.timeout(300)
 def test_what_has_expired_goes_by_plan_and_nothing_else(
     node: Node, site: Box, looking: Looking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
