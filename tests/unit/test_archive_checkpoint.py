@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -278,3 +279,47 @@ def test_neither_making_nor_reading_holds_more_than_an_entry(tmp_path: Path) -> 
     finally:
         tracemalloc.stop()
     assert peak < 8 * 2**20
+
+
+_BIG = """
+import os, resource, sys
+from appliance.archive.checkpoint import CheckpointReader, checkpoint_pieces
+from appliance.archive.ledger_entry import FIRST_PREVIOUS, build_entry
+from appliance.seal.age import encrypt_stream
+from appliance.seal.stream import PieceStream
+from tests.support.checkpoints import AT, Maker, lines_of, some_record
+from tests.unit.test_archive_checkpoint import IDENTITY, KEY, MAKER, NODE
+
+def entries(count):
+    previous = FIRST_PREVIOUS
+    for sequence in range(1, count + 1):
+        record = some_record(os.urandom(500_000).hex())
+        entry = build_entry(NODE, sequence, "i", AT, previous, [record], KEY)
+        previous = entry.header_sha256
+        yield lines_of(entry)
+
+def peak(count):
+    name = MAKER.name(1, 1, count)
+    pieces = checkpoint_pieces(NODE, name.range, FIRST_PREVIOUS, AT, entries(count), KEY)
+    sealed = encrypt_stream(PieceStream(pieces), sys.argv[1], MAKER.recipients)
+    with open(sys.argv[1], "rb") as file:
+        CheckpointReader(file, [IDENTITY], name, {KEY.public_text}).prove()
+    return sealed.size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+_, small = peak(10)
+size, large = peak(600)
+print(size, large - small)
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_large_checkpoint_takes_no_more_memory_than_a_small_one(tmp_path: Path) -> None:
+    """600 MB of records, 300 MB compressed, written and read by one process: its resident set."""
+    done = subprocess.run(
+        [sys.executable, "-c", _BIG, str(tmp_path / "checkpoint")], capture_output=True, text=True,
+        check=True, timeout=800, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    size, growth = map(int, done.stdout.split())
+    assert size > 290_000_000
+    assert growth < 16 * 2**20
