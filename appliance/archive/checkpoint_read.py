@@ -215,22 +215,44 @@ class Offered:
                     self._tell(name, wrong, on_finding)
         following.sort(key=self._order)
         for name in following[:TRIED_MAX]:
-            path = os.path.join(self._directory, name.file_name)
-            here: str | None = path
-            if not os.path.exists(path):
-                here = self._fetch(name, f"{path}{PART}", signers, on_finding)
-            if here is None:
-                continue
-            try:
-                KeptCheckpoint(here, name, self._identities).prove(signers, known)
-            except _WRONG as error:
-                self._files.unlink(here)
-                self._tell(name, error.cause, on_finding)
-                continue
-            if here != path:
-                self._files.rename(here, path)
-            return KeptCheckpoint(path, name, self._identities)
+            kept = self._proved(name, signers, known, on_finding)
+            if kept is not None:
+                return kept
         return None
+
+    def judge(
+        self, first: int, last: int, signers: Container[str], known: Known, on_finding: Finding
+    ) -> None:
+        """Look again at what lies within a range that a finding names; errors as for `next`."""
+        within = [
+            name for name in self._found if first <= name.range.first and name.range.last <= last
+        ]
+        for name in within[:TRIED_MAX]:
+            wrong = self._judged.get(self._found[name].version_id)
+            if wrong:
+                self._tell(name, wrong, on_finding)
+            elif wrong is None:
+                self._proved(name, signers, known, on_finding)
+
+    def _proved(
+        self, name: CheckpointName, signers: Container[str], known: Known, on_finding: Finding
+    ) -> KeptCheckpoint | None:
+        """Return a checkpoint that was proved and is kept; None when it is wrong or not for us."""
+        path = os.path.join(self._directory, name.file_name)
+        here: str | None = path
+        if not os.path.exists(path):
+            here = self._fetch(name, f"{path}{PART}", signers, on_finding)
+        if here is None:
+            return None
+        try:
+            KeptCheckpoint(here, name, self._identities).prove(signers, known)
+        except _WRONG as error:
+            self._files.unlink(here)
+            self._tell(name, error.cause, on_finding)
+            return None
+        if here != path:
+            self._files.rename(here, path)
+        return KeptCheckpoint(path, name, self._identities)
 
     def _order(self, name: CheckpointName) -> tuple[int, bool, float]:
         at_s = self._found[name].last_modified_at.timestamp()

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from appliance.archive.checkpoint_read import CheckpointSource, Known, Offered
+from appliance.archive.checkpoint_read import CheckpointSource, Known
 from appliance.archive.consolidated import behind, instead
 from appliance.archive.entry_copies import EntryCopies
 from appliance.archive.findings import NOT_APPLIED, NOT_TRUSTED, Kind
@@ -36,6 +36,7 @@ BATCH_ENTRIES_MAX = 500
 JUDGED_MAX = 20_000
 RECHECK_S = 60.0
 RECHECK_ENTRIES = 100
+JUDGED_S = 3600.0
 FRONTIER_S = 3600.0
 FAR_BEHIND_ENTRIES = 100
 CHECKPOINT_ENTRIES = 64
@@ -95,6 +96,7 @@ class LedgerFollower:
         self._consolidated: Iterator[list[Checked]] | None = None
         # Where checkpoints were looked for in vain: not again before there is more to know.
         self._looked_at = -1
+        self._next_judged_s = clock.monotonic_s()
         self._coming: Generator[Taken, None, None] | None = None
         self._listed_last = following.sequence
         # Versions that were judged and not trusted: not fetched again with every look.
@@ -195,25 +197,39 @@ class LedgerFollower:
         return any(after + 1 in each for each in self._copies.consolidated())
 
     def _behind(self) -> Iterator[list[Checked]]:
-        offered = self._offered()
+        assert self._checkpoints is not None
+        offered = self._checkpoints.look(self.node)
         yield from behind(offered, self._signers, self._known(), self._find_checkpoint)
         self._looked_at = self.following.sequence
 
     def _instead(self) -> Iterator[list[Checked]]:
         """Yield what checkpoints have of the entries that could not be applied."""
-        offered = self._offered()
+        assert self._checkpoints is not None
+        offered = self._checkpoints.look(self.node)
         missing = self.following.findings.not_applied()
         yield from instead(
             offered, self._signers, missing, self._known(), self._find_checkpoint
         )  # fmt: skip
 
-    def _offered(self) -> Offered:
-        """Look what there is; what was found to be wrong with it is found anew, or is over."""
-        assert self._checkpoints is not None
+    def _judge_checkpoints_if_due(self) -> None:
+        """Look again at checkpoints that something was wrong with: they may be sound, or gone."""
+        bad = [each for each in self.following.findings if each.what is Kind.CHECKPOINT]
+        now_s = self._clock.monotonic_s()
+        if self._checkpoints is None or not bad or now_s < self._next_judged_s:
+            return
+        self._next_judged_s = now_s + JUDGED_S
         offered = self._checkpoints.look(self.node)
-        for each in list(self.following.findings):
+        still: list[tuple[int, int, str]] = []
+        for each in bad:
+            offered.judge(
+                each.first, each.last, self._signers, self._known(),
+                lambda *found: still.append(found),
+            )  # fmt: skip
+        for each in bad:
             self.following.clear(Kind.CHECKPOINT, each.first, each.last)
-        return offered
+        for found in still:
+            self._find_checkpoint(*found)
+        self.following.save()
 
     def _apply_consolidated(self, end_s: float) -> bool:
         """Apply what checkpoints give; False when the time is over before they end."""
@@ -323,6 +339,7 @@ class LedgerFollower:
         if self._clock.monotonic_s() < self._next_recheck_s:
             return
         self._next_recheck_s = self._clock.monotonic_s() + RECHECK_S
+        self._judge_checkpoints_if_due()
         if self.recheck():
             self._next_recheck_s = self._clock.monotonic_s()  # where one is healed, others may be
 

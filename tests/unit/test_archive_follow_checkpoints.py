@@ -11,7 +11,7 @@ from appliance.archive.checkpoint_read import kept_directory
 from appliance.archive.findings import Kind
 from appliance.archive.following import follow_state_path
 from appliance.archive.ledger_entry import entry_key, entry_name
-from appliance.archive.ledger_follower import CHECKPOINT_ENTRIES, RECHECK_S
+from appliance.archive.ledger_follower import CHECKPOINT_ENTRIES, JUDGED_S, RECHECK_S
 from appliance.archive.rebuild import rebuild
 from appliance.seal.identity import load_identity, new_identity_file
 from appliance.seal.signing import SigningKey
@@ -230,20 +230,42 @@ class TestWrong:
         assert box.found() == [(Kind.CHECKPOINT, 1, 4)]
 
     def test_a_finding_is_over_when_the_checkpoint_is_sound(self, sites: Sites) -> None:
-        """At the next start that looks at it."""
+        """Seen soon after the next start, and not before: a version does not change by itself."""
         sites.write(*range(1, 7))
         sites.write_checkpoints()
         (key,) = checkpoint_keys(sites)
         version = sites.store._keys[key][0]
         whole, version.content = version.content, version.content[:-1]
-        box = sites.box()
+        box = sites.restarted(sites.box())
         box.follow()
-        assert box.found() == [(Kind.CHECKPOINT, 1, 4)]
         version.content = whole
+        for _ in range(2):
+            assert box.found() == [(Kind.CHECKPOINT, 1, 4)]
+            sites.clock.advance(JUDGED_S)
+            box.follow()
         again = sites.restarted(box)
-        sites.write(*range(7, 7 + CHECKPOINT_ENTRIES + 1))
+        assert again.found() == [(Kind.CHECKPOINT, 1, 4)]
+        sites.clock.advance(RECHECK_S)
         again.follow()
         assert again.found() == []
+
+    def test_a_finding_is_over_when_the_checkpoint_is_gone(self, sites: Sites) -> None:
+        """Within the hour, whatever else is looked for meanwhile."""
+        sites.write(*range(1, 7))
+        sites.write_checkpoints()
+        (key,) = checkpoint_keys(sites)
+        sites.store.damage(key, 400)
+        box = sites.box()
+        box.follow()
+        sites.write(*range(7, 7 + CHECKPOINT_ENTRIES + 1))
+        box.follow()
+        assert box.found() == [(Kind.CHECKPOINT, 1, 4)]
+        del sites.store._keys[key]
+        sites.clock.advance(JUDGED_S)
+        box.follow()
+        sites.clock.advance(JUDGED_S)
+        box.follow()
+        assert box.found() == []
 
     def test_a_removed_entry_in_a_checkpoint_is_known_all_the_same(self, sites: Sites) -> None:
         """What it says is applied; that it is gone from the bucket is found by the audit."""
