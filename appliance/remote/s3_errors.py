@@ -46,8 +46,10 @@ PERMISSIONS = {
     "GetObject": "s3:GetObject",
     "GetObject+version": "s3:GetObjectVersion",
     # Without s3:ListBucket a missing key answers 403 as well.
-    "HeadObject": "s3:GetObject, s3:GetObjectRetention and s3:ListBucket",
-    "HeadObject+version": "s3:GetObjectVersion, s3:GetObjectRetention and s3:ListBucket",
+    # Without the rights to read lock and hold their headers are left out of the answer.
+    "HeadObject": "s3:GetObject, s3:GetObjectRetention, s3:GetObjectLegalHold and s3:ListBucket",
+    "HeadObject+version": "s3:GetObjectVersion, s3:GetObjectRetention, s3:GetObjectLegalHold "
+    "and s3:ListBucket",
     "HeadBucket": "s3:ListBucket",
     "ListObjectVersions": "s3:ListBucketVersions",
     "ListObjectsV2": "s3:ListBucket",
