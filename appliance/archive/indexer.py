@@ -258,8 +258,8 @@ def mark_gone(layout: Layout, index: Index, report: Report | None = None) -> int
     with index.read() as view:
         pending = {row.pack_id for row in view.pending(PACKS_MAX) if row.local} - here
         gone = pending | ({row.pack_id for row in view.evictable(PACKS_MAX)} - here)
-    # One that was recalled meanwhile lies in its place before the index is told so.
-    gone = {pack_id for pack_id in gone if not os.path.exists(layout.sealed_path(pack_id))}
+    # One that was recalled, or received and indexed, since the disk was listed lies in its place.
+    gone = {pack_id for pack_id in gone if not _is_there(layout, pack_id)}
     if report is not None:
         for pack_id in sorted(gone & pending) + sorted(gone - pending)[:REPORTED_MAX]:
             report(pack_id, GONE)
@@ -269,6 +269,10 @@ def mark_gone(layout: Layout, index: Index, report: Report | None = None) -> int
                 txn.set_local(pack_id, False)
         _log.warning("packs_gone", count=len(gone))
     return len(gone)
+
+
+def _is_there(layout: Layout, pack_id: str) -> bool:
+    return any(os.path.exists(path) for path in layout.candidates(pack_id))
 
 
 def mark_found(layout: Layout, index: Index) -> int:

@@ -104,9 +104,12 @@ def status(context: typer.Context) -> None:
 
 
 def all_verified(found: dict[str, Any]) -> bool:
-    """Tell whether nothing is pending; an index that does not know everything can't say so."""
+    """Tell whether nothing is pending, nor has to be sent again.
+
+    An index that does not know everything can't say so.
+    """
     whole = all(each["condition"] != "index" for each in found["problems"])
-    return whole and found["pending_instances"] == 0
+    return whole and found["pending_instances"] == 0 and not found["damaged"]
 
 
 def drain(

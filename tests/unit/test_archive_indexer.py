@@ -235,3 +235,13 @@ def test_the_loop_hurries_for_whoever_waits(box: Box) -> None:
     stop.set()
     thread.join(30)
     assert not thread.is_alive()
+
+
+def test_a_pack_that_came_while_the_disk_was_listed_is_not_gone(box: Box, monkeypatch) -> None:
+    """The uplink looks for lost packs while the receiver goes on and the indexer follows."""
+    box.store_sample(sample(1, 1))
+    box.indexer().run_once()
+    monkeypatch.setattr("appliance.archive.indexer.packs_on_disk", lambda _layout: iter(()))
+    assert mark_gone(box.layout, box.index) == 0
+    (pack_id,) = box.pack_ids()
+    assert box.pack(pack_id).state == "pending"
