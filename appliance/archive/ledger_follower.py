@@ -194,7 +194,8 @@ class LedgerFollower:
             return False
         if after == 0 or len(new) > CHECKPOINT_ENTRIES:
             return True
-        return any(after + 1 in each for each in self._copies.consolidated())
+        # A cold start that was cut short goes on where it was.
+        return any(after in each or after + 1 in each for each in self._copies.consolidated())
 
     def _behind(self) -> Iterator[list[Checked]]:
         assert self._checkpoints is not None

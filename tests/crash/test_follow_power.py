@@ -89,8 +89,9 @@ class World:
             box.close()
 
 
-def _one(folder: Path, at: int, *, power: bool) -> tuple[World, Mortal]:
-    world = World(folder)
+def one(folder: Path, at: int, *, power: bool, kind: type[World] = World) -> tuple[World, Mortal]:
+    """Return a world whose standby ended at a step, or with 0 lived through; and the steps."""
+    world = kind(folder)
     steps = Mortal()
     files = PowerFiles(steps, folder, at)
     undo = die_around_commits(steps)
@@ -115,11 +116,11 @@ def test_following_that_ends_at_any_step_misses_nothing(power: bool) -> None:
     """No entry is passed by, no gap forgotten, and the copies are those of what is applied."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         folder = Path(name)
-        world, steps = _one(folder / "count", 0, power=False)
+        world, steps = one(folder / "count", 0, power=False)
         world.close()
         total = steps.count
         assert total > STEPS_LEAST
         for at in range(1, total + 1):
-            world, _ = _one(folder / f"{at}", at, power=power)
+            world, _ = one(folder / f"{at}", at, power=power)
             world.go_on()
             world.close()
