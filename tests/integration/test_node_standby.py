@@ -78,9 +78,8 @@ def test_a_standby_with_an_empty_disk_serves_what_the_site_wrote(pair: Pair) -> 
 
     pair.standby.azekura("rebuild-index")
     assert fetch_all(pair.standby.port, OLD) == digests_of(OLD)
-    found = status_of(pair.standby)
+    found = wait_until(pair.standby, lambda found: found["problems"] == [])
     assert (found["role"], found["pending_instances"]) == ("standby", 0)
-    assert found["problems"] == []
     keys = {each.key for each in bucket_of(pair.site).objects()}
     assert not [key for key in keys if key.startswith("ledger/standby-1/")]
 
