@@ -27,6 +27,8 @@ from appliance.web.limits import (
     REQUEST_LINE_MAX_BYTES,
     REQUEST_WAIT_MAX_S,
 )
+from appliance.web.problem import problem_response, refused
+from appliance.web.sending import secure
 
 ACCEPT_AGAIN_S = 0.1
 
@@ -44,6 +46,20 @@ class _Connection(web.RequestHandler):
     def __init__(self, manager: web.Server, on_lost: Callable[[], None], **options: Any) -> None:
         super().__init__(manager, **options)
         self.on_lost = on_lost
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,  # noqa: ARG002
+        message: str | None = None,  # noqa: ARG002 - it quotes what was sent
+    ) -> web.StreamResponse:
+        """Answer what is no HTTP, or what fails outside of every handler."""
+        del request
+        response = problem_response(refused(status, "it is no request that is taken here"))
+        secure(response)
+        response.force_close()
+        return response
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)

@@ -25,18 +25,10 @@ from appliance.web.limits import BODY_MAX_BYTES, STOP_MAX_S
 from appliance.web.listener import Listener
 from appliance.web.problem import problem_response, refused
 from appliance.web.routes import Handler, Route
+from appliance.web.sending import secure
 from appliance.web.tls import ServerTls
 
 START_MAX_S = 30.0
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "Strict-Transport-Security": "max-age=31536000",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
 _NOBODY = "-"
 _log = log.get("web")
 
@@ -168,9 +160,7 @@ class WebServer:
 
 
 async def _secure(_request: web.Request, response: web.StreamResponse) -> None:
-    for name, value in _HEADERS.items():
-        response.headers.setdefault(name, value)
-    response.headers["Server"] = "Azekura"
+    secure(response)
 
 
 def _failed(request: web.Request, error: AzekuraError) -> web.StreamResponse:

@@ -19,6 +19,7 @@ from tests.bench import (
     measure_standby,
     measure_store,
     measure_throttle,
+    measure_wado,
     peers,
     report,
 )
@@ -27,7 +28,7 @@ from tests.support.tcp_proxy import TcpProxy
 
 BUCKET = "bench"
 WAN_RATE = "50 Mbit/s"
-PARTS = ("store", "retrieve", "recall", "throttle", "find", "standby")
+PARTS = ("store", "retrieve", "wado", "recall", "throttle", "find", "standby")
 
 
 class Bench:
@@ -77,6 +78,12 @@ class Bench:
         """C-MOVE and C-GET of what is cached."""
         self.rates |= measure_retrieve.measure(
             self._folder, self._peers("retrieve"), self._destination_port, self._count, self._runs
+        )
+
+    def wado(self) -> None:
+        """WADO-RS of what is cached, and its metadata."""
+        self.rates |= measure_wado.measure(
+            self._folder, self._node("wado"), self._destination_port, self._count, self._runs
         )
 
     def recall(self) -> None:

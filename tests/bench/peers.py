@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.support.node import Node, free_port
 
 AE = "AZEKURA"
+DICOM_WEB_PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 
 
 class Peer:
@@ -21,6 +22,7 @@ class Peer:
         self.name = name
         self.port = port
         self.pid = 0
+        self.http_port = 0
 
 
 def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -52,7 +54,7 @@ def _running(command: list[str], port: int, **options: object) -> Iterator[subpr
 
 
 @contextlib.contextmanager
-def orthanc(folder: Path, destination_port: int) -> Iterator[Peer]:
+def orthanc(folder: Path, destination_port: int, *, dicom_web: bool = False) -> Iterator[Peer]:
     """Orthanc as Debian ships it: SQLite, its defaults but for access from this machine."""
     folder.mkdir(parents=True, exist_ok=True)
     port, http_port = free_port(), free_port()
@@ -73,13 +75,15 @@ def orthanc(folder: Path, destination_port: int) -> Iterator[Peer]:
                 "DicomAlwaysAllowGet": True,
                 "DicomCheckModalityHost": False,
                 "DicomModalities": {"WORKSTATION": ["WORKSTATION", "127.0.0.1", destination_port]},
-                "Plugins": [],
+                "Plugins": [DICOM_WEB_PLUGIN] if dicom_web else [],
+                "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
             }
         )
     )
     with _running(["Orthanc", str(configuration)], port) as process:
         peer = Peer("Orthanc", port)
         peer.pid = process.pid
+        peer.http_port = http_port
         yield peer
 
 
@@ -102,9 +106,9 @@ def storescp(folder: Path, *options: str, port: int = 0) -> Iterator[Peer]:
 
 
 @contextlib.contextmanager
-def azekura(node: Node) -> Iterator[Peer]:
-    """This node, both daemons, with its bucket."""
-    node.start()
+def azekura(node: Node, *daemons: str) -> Iterator[Peer]:
+    """This node, receiver and uplink by default, with its bucket."""
+    node.start(*daemons)
     try:
         peer = Peer("Azekura", node.port)
         peer.pid = node.processes["receive"].pid

@@ -106,4 +106,5 @@ def _machine() -> list[str]:
         f"{orthanc_version()} with SQLite; {dcmtk.strip('$ ')}",
         "senders: `storescu -aec AZEKURA HOST PORT +sd FOLDER` (TCP_NODELAY=1 but where Nagle is "
         "named), `getscu -S --ignore`, `movescu -S` to `storescp --ignore`",
+        "WADO-RS: one GET of the study as stored, dropped as it comes; TLS here, plain HTTP there",
     ]
