@@ -10,7 +10,7 @@ from appliance.cli import exit_codes, invocation
 if TYPE_CHECKING:
     from appliance.archive.drill import DrillResult
 
-RECORDED_WITHIN_S = 30.0
+RECORDED_WITHIN_S = 60.0
 
 
 def drill(

@@ -1,10 +1,11 @@
 """`azekura drill` on a real node: everything comes back, the ledger has it, status says so."""
 
 from appliance.archive.records import Drilled
-from appliance.seal.identity import load_identity
+from appliance.seal.identity import load_identity, new_identity_file
 from tests.support.archive_box import sample
 from tests.support.bucket_look import ledger_of
 from tests.support.node import Node, node  # noqa: F401
+from tests.support.problems import wait_for_problem, wait_until_solved
 from tests.support.recording_sender import associate, store
 
 STUDIES = 3
@@ -12,7 +13,7 @@ INSTANCES = 4
 
 
 def test_a_drill_restores_and_is_written_down(node: Node) -> None:
-    """With the recovery identity and with the node's own."""
+    """With a stranger's identity, with that of the recovery sheet, and with the node's own."""
     node.start()
     samples = [
         sample(study, number, 20_000)
@@ -23,6 +24,13 @@ def test_a_drill_restores_and_is_written_down(node: Node) -> None:
     assert {store(association, each) for each in samples} == {0}
     association.release()
     node.drain()
+    stranger = node.folder / "stranger.key"
+    new_identity_file(str(stranger))
+    lost = node.json("drill", "--identity", str(stranger), check=False)
+    assert lost["matched"] == 0
+    assert lost["findings"]
+    assert all(each.startswith("ledger/site-a/") for each in lost["findings"])
+    assert wait_for_problem(node, "drill")["hint"].startswith("Hold one")
     held = node.json("drill", "--identity", str(node.recovery_key))
     recovery = load_identity(str(node.recovery_key))[0].recipient
     assert held["identity"] == f"recovery {recovery}"
@@ -33,9 +41,8 @@ def test_a_drill_restores_and_is_written_down(node: Node) -> None:
     assert held["in_ledger"]
     said = node.azekura("drill", "--studies", "1")
     assert "it proves the bucket, not the sheet in the safe" in said
-    status = node.status()
+    status = wait_until_solved(node, "drill")
     assert status["last_drill"]["identity"].startswith("node age1")
-    assert status["problems"] == []
     assert f"{INSTANCES} of {INSTANCES} instances came back" in node.azekura("status")
     drills = [
         record
@@ -43,4 +50,4 @@ def test_a_drill_restores_and_is_written_down(node: Node) -> None:
         for record in entry.records
         if isinstance(record, Drilled)
     ]
-    assert [each.identity.partition(" ")[0] for each in drills] == ["recovery", "node"]
+    assert [each.identity.partition(" ")[0] for each in drills] == ["given", "recovery", "node"]
