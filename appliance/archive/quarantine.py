@@ -3,7 +3,7 @@
 Owns those files. Must not touch the index, and decides nothing about what takes their place.
 
 Invariants:
-- The note is durable before the pack moves, so that none lies there without its reason.
+- The note is durable before the pack moves, so that none lies there without its reason (D11).
 - Only a verified pack that came back whole from the bucket is ever removed again, after KEPT_S, or
   earlier when such packs hold more than KEPT_BYTES_MAX; and one that was erased. What was pending
   is never removed.

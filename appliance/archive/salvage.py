@@ -8,7 +8,7 @@ Invariants:
 - Of a member that goes on, the dataset's bytes, its name and its provenance are what they were;
   its sha256 was checked as it was written.
 - The new pack is durable before the old one moves, and the damaged instances are listed durably
-  before that too: a crash in between finds the old pack again, and comes to the same end.
+  before that too (D11): a crash in between finds the old pack again, and comes to the same end.
 - The new pack's id follows from the old one's, so that it is made once.
 - A pack of which the spool still has a sound sealed copy loses nothing: it is made from that.
 """
