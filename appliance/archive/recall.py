@@ -32,6 +32,7 @@ from appliance.packs.reader import PackReader
 from appliance.remote.store import ObjectStore
 
 RECALL_POLL_S = 0.05
+STOP_POLL_S = 0.5
 RECALL_MAX_S = 6 * 3600.0
 
 _log = log.get("recall")
@@ -76,6 +77,7 @@ class Recaller:
         self._recalls: dict[str, Recall] = {}
         self._behind: dict[str, CloudFacts] = {}
         self._following = False
+        self._stopping = threading.Event()
 
     def begin(
         self, pack_id: str, cloud: CloudFacts, ranges: Sequence[tuple[int, int]]
@@ -210,23 +212,28 @@ class Recaller:
                 why=UNREADABLE if unreadable else DAMAGED, pending=False,
             )  # fmt: skip
 
+    def stop(self) -> None:
+        """End the waits of `recall`; what is under way is cleared at the next start."""
+        self._stopping.set()
+
     def recall(self, pack_id: str, cloud: CloudFacts) -> None:
         """Bring a whole pack back and return when it is here; CloudError, Damaged, OutOfSpace.
 
-        One that another process brings is waited for.
+        One that another process brings is waited for. Busy once `stop` was called.
         """
         end_s = self._clock.monotonic_s() + RECALL_MAX_S
-        never = threading.Event()
         while not os.path.exists(self._layout.sealed_path(pack_id)):
             if self._clock.monotonic_s() > end_s:
                 raise Busy("recall", pack_id, "another process takes too long over it")
             try:
                 recall = self._keep(pack_id, cloud, [])
             except Busy:
-                self._clock.wait(never, RECALL_POLL_S)
+                if self._clock.wait(self._stopping, RECALL_POLL_S):
+                    raise
                 continue
-            if not recall.ended.wait(RECALL_MAX_S):
-                raise Busy("recall", pack_id, "it takes too long")
+            while not recall.ended.wait(STOP_POLL_S):
+                if self._stopping.is_set():
+                    raise Busy("recall", pack_id, "the node stops")
             if recall.error is not None:
                 raise copy.copy(recall.error)
         self._index.transact(lambda txn: txn.set_local(pack_id, True))

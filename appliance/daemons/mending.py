@@ -44,6 +44,7 @@ class Mending:
     ) -> None:
         """Take over; `store`: the bucket alone; `recaller` may read replicas."""
         config = parts.config
+        self._recaller = recaller
         files, clock, layout, index = parts.files, parts.clock, parts.layout, parts.index
         damaged = DamagedBook(files, layout)
         salvager = Salvager(files, clock, layout, index, parts.identities(), damaged)
@@ -66,6 +67,10 @@ class Mending:
             self.cloud.suspect(pack_id)
         else:
             self.repairer.ask(pack_id, why, by)
+
+    def stop(self) -> None:
+        """End what waits for a pack, however slow the line is."""
+        self._recaller.stop()
 
     def loops(self, pending: PendingPacks | None) -> list[Loop]:
         """Return each loop's name, period and body; `pending`: who uploads packs here."""

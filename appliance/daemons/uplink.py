@@ -256,6 +256,7 @@ class _Uplink:
     def stop(self) -> None:
         """End every loop."""
         self._stop.set()
+        self._mending.stop()
         self._control.close()
         if self._uplink is not None:
             self._uplink.stop()

@@ -11,6 +11,7 @@ from appliance.archive.fetch import FETCH_CHUNKS_MAX, GIVE_UP_S, PackFetch
 from appliance.archive.recall import Recaller, check_pack, clear_abandoned
 from appliance.foundation.errors import (
     AzekuraError,
+    Busy,
     CloudRefused,
     CloudUnavailable,
     Damaged,
@@ -420,3 +421,14 @@ def test_an_extent_reads_what_it_is_asked_for(box: Box, evicted: str) -> None:
     assert extent[10:70] == expected.dataset[10:70]
     assert extent[length - 5 : length + 100] == expected.dataset[-5:]
     assert extent.sha256() == expected.sha256
+
+
+def test_a_stop_ends_the_wait_for_a_slow_line(box: Box, evicted: str) -> None:
+    """A pack that takes an hour does not keep the daemon from ending."""
+    store = _recorded(box)
+    store.gate.clear()
+    threading.Timer(0.2, box.recaller.stop).start()
+    with pytest.raises(Busy, match="stops"):
+        box.recaller.recall(evicted, _cloud(box, evicted))
+    store.gate.set()
+    _wait_for_end(box)
