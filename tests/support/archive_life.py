@@ -24,7 +24,14 @@ from appliance.archive.records import PackRecord
 from appliance.archive.requests import Request
 from appliance.archive.retrieval import Retrieval
 from appliance.archive.uplink import Queued, Uplink
-from appliance.foundation.errors import AzekuraError, CloudError, CloudRefused, Refused
+from appliance.foundation.errors import (
+    AzekuraError,
+    CloudError,
+    CloudRefused,
+    Damaged,
+    DecryptionFailed,
+    Refused,
+)
 from appliance.foundation.files import FileLock, FileSystem
 from appliance.index.environment import ENVIRONMENTS
 from appliance.packs.reader import PackReader
@@ -256,7 +263,7 @@ class Life:
             self.box._uplink = None
             try:
                 self._uplink = self.box.uplink
-            except CloudError:
+            except (CloudError, Damaged, DecryptionFailed):
                 assert self._is_troubled
                 return None
             self._control = self.box.control()
@@ -278,7 +285,8 @@ class Life:
         uplink._seal_closed()
         uplink._find_pending()
         while uplink._waiting:
-            assert "ledger" not in uplink._problems, uplink._problems
+            if "ledger" in uplink._problems:
+                return  # no worker would be given a pack
             if uplink._upload_one(*uplink._take(), Backoff()):
                 assert "cloud" in uplink._problems, uplink._problems
                 return
@@ -359,9 +367,12 @@ class Life:
             assert self._is_troubled
 
     def rebuild(self) -> None:
-        """Make the index anew while everything else stays."""
+        """Make the index anew while everything else stays; an entry may come damaged."""
         box = self.box
-        rebuild(box.layout, box.index, NODE, box.identities, box.store, lambda _: None)
+        try:
+            rebuild(box.layout, box.index, NODE, box.identities, box.store, lambda _: None)
+        except (Damaged, DecryptionFailed):
+            assert self._is_troubled
 
     def damage(self, pack_id: str) -> None:
         """Let a bit rot in a cached pack that the bucket has too."""
