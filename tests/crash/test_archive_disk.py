@@ -21,6 +21,7 @@ from tests.support.archive_box import EXPLICIT, NODE, SENDER, Box, create_keys, 
 from tests.support.crash_runner import SAMPLES, check
 from tests.support.fake_store import FakeStore
 from tests.support.manual_clock import ManualClock
+from tests.support.memory_folder import memory_path  # noqa: F401
 from tests.support.pack_samples import CT_STORAGE, FailingFiles, broken_disk, full_disk
 
 OPERATIONS_LEAST = 100
@@ -193,14 +194,16 @@ def _run(folder: Path, fail, stride: int, capsys) -> None:
 
 
 @pytest.mark.parametrize("fail", [full_disk, broken_disk])
-def test_a_disk_that_fails_at_some_operations_loses_nothing(tmp_path: Path, fail, capsys) -> None:
+def test_a_disk_that_fails_at_some_operations_loses_nothing(
+    memory_path: Path, fail, capsys
+) -> None:
     """Every nineteenth operation; all of them in `make soak`."""
-    _run(tmp_path, fail, 19, capsys)
+    _run(memory_path, fail, 19, capsys)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("fail", [full_disk, broken_disk])
-def test_a_disk_that_fails_at_any_operation_loses_nothing(tmp_path: Path, fail, capsys) -> None:
+def test_a_disk_that_fails_at_any_operation_loses_nothing(memory_path: Path, fail, capsys) -> None:
     """Every single one."""
-    _run(tmp_path, fail, 1, capsys)
+    _run(memory_path, fail, 1, capsys)

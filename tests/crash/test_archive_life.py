@@ -24,11 +24,12 @@ from hypothesis.stateful import (
 from tests.support.archive_box import create_keys
 from tests.support.archive_life import Life, samples
 from tests.support.fake_store import corrupt, lost_answer, no_answer
+from tests.support.memory_folder import memory_path  # noqa: F401
 
 STEPS_MAX = 90
 STEPS_SOON = 12
 SHORT = settings(max_examples=20, stateful_step_count=25)
-LONG = settings(max_examples=400, stateful_step_count=60)
+LONG = settings(max_examples=250, stateful_step_count=50)
 SEEDS = range(10)
 SAMPLES = samples()
 
@@ -49,7 +50,7 @@ class Archive(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="azekura-life-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="life-", dir=self.keys.parent))
         self.life = Life(self.folder, self.keys)
         self.older_index: Path | None = None
 
@@ -219,10 +220,12 @@ class Archive(RuleBasedStateMachine):
         self.life.settle()
 
 
-def _run(tmp_path: Path, capsys, profile: settings, of_seed: int | None = None) -> dict[str, int]:
-    create_keys(tmp_path)
+def _run(folder: Path, capsys, profile: settings, of_seed: int | None = None) -> dict[str, int]:
+    keys = folder / "keys"
+    keys.mkdir()
+    create_keys(keys)
     tally = {"lives": 0, "deaths": 0, "steps": 0}
-    machine = type("ArchiveLife", (Archive,), {"keys": tmp_path, "tally": tally})
+    machine = type("ArchiveLife", (Archive,), {"keys": keys, "tally": tally})
     if of_seed is not None:
         machine = seed(of_seed)(machine)
     how = settings(
@@ -238,15 +241,15 @@ def _run(tmp_path: Path, capsys, profile: settings, of_seed: int | None = None) 
     return tally
 
 
-def test_a_life_keeps_its_promises(tmp_path: Path, capsys) -> None:
+def test_a_life_keeps_its_promises(memory_path: Path, capsys) -> None:
     """Some dozens of lives, the same in every run."""
-    tally = _run(tmp_path, capsys, SHORT)
+    tally = _run(memory_path, capsys, SHORT)
     assert tally["deaths"] > tally["lives"] / 2
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("of_seed", [int(os.environ.get("LIFE_SEED", "0")) + n for n in SEEDS])
-def test_any_life_keeps_its_promises(tmp_path: Path, capsys, of_seed: int) -> None:
+def test_any_life_keeps_its_promises(memory_path: Path, capsys, of_seed: int) -> None:
     """Thousands; a failure prints its seed and its steps. LIFE_SEED begins elsewhere."""
-    _run(tmp_path, capsys, LONG, of_seed)
+    _run(memory_path, capsys, LONG, of_seed)

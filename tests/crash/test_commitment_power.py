@@ -17,6 +17,7 @@ from appliance.foundation.errors import NotFound
 from appliance.foundation.files import FileSystem
 from tests.support.dying_files import Mortal, PowerFiles
 from tests.support.manual_clock import ManualClock
+from tests.support.memory_folder import memory_path  # noqa: F401
 from tests.support.pack_samples import CT_STORAGE, PowerCut
 
 STEPS_LEAST = 30
@@ -116,14 +117,16 @@ def _count(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("power", [False, True])
-def test_a_book_that_is_cut_short_at_any_step_keeps_its_word(tmp_path: Path, power: bool) -> None:
+def test_a_book_that_is_cut_short_at_any_step_keeps_its_word(
+    memory_path: Path, power: bool
+) -> None:
     """No request that was taken is lost, no decision changes, every report arrives."""
-    (tmp_path / "count").mkdir()
-    total = _count(tmp_path / "count")
+    (memory_path / "count").mkdir()
+    total = _count(memory_path / "count")
     assert total > STEPS_LEAST
     for at in range(1, total + 1):
         for seed in SEEDS if power else (0,):
-            folder = tmp_path / f"{at}-{seed}"
+            folder = memory_path / f"{at}-{seed}"
             folder.mkdir()
             steps = Mortal()
             world = World(folder)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tests.support.archive_box import create_keys, sample
 from tests.support.archive_life import Life
+from tests.support.memory_folder import memory_path  # noqa: F401
 
 STEPS_LEAST = 15
 STATES = ["evicted", "cached", "pending", "pending", "pending"]
@@ -18,15 +19,15 @@ def _generations(life: Life) -> list[str]:
     return [name for name in os.listdir(life.box.layout.index) if name.isdigit()]
 
 
-def test_a_rebuild_that_ends_at_any_step_leaves_a_whole_index(tmp_path: Path) -> None:
+def test_a_rebuild_that_ends_at_any_step_leaves_a_whole_index(memory_path: Path) -> None:
     """The old one or the new one, and the next rebuild goes through; nothing was lost or doubled.
 
     Over packs in every place: in the bucket alone, here too, sealed, closed and open.
     """
-    keys = tmp_path / "keys"
+    keys = memory_path / "keys"
     keys.mkdir()
     create_keys(keys)
-    life = Life(tmp_path / "life", keys)
+    life = Life(memory_path / "life", keys)
     life.store(sample(1, 1))
     life.drain()
     life.evict(life.packs()[0])
