@@ -93,7 +93,7 @@ class Archive(RuleBasedStateMachine):
 
     @rule()
     def close_packs(self) -> None:
-        self.life.live(self.life.box.close_packs)
+        self.life.live(self.life.close_packs)
 
     @rule()
     def index(self) -> None:

@@ -240,8 +240,16 @@ class Life:
         if kept:
             self._promise(each)
 
+    def close_packs(self) -> None:
+        """Let every study be quiet for so long that its pack is closed."""
+        self.clock.advance(11)
+        self.box.ingest._packs.close_due()
+
     def receiver_dies(self) -> None:
-        """Only the receiver dies; its packs are recovered by the next."""
+        """Only the receiver dies; its packs are recovered by the next, and indexed.
+
+        A resend that comes before they are would be stored once more, and be the newest.
+        """
         box = self.box
         if box._ingest is not None:
             box._ingest._stop.set()
@@ -249,6 +257,7 @@ class Life:
             box._ingest._flock.release()
             box._ingest = None
         box.ingest  # noqa: B018
+        box.indexer().catch_up()
 
     # --- the uplink
 
