@@ -88,11 +88,11 @@ class DicomWeb:
         self._config = adopted_by(parts.config, parts.layout).config
         store = _store(parts)
         recaller = None
+        report = reporter(RequestBox(parts.files, parts.layout.requests), "read")
         if store is not None:
             recaller = Recaller(
-                parts.files, parts.clock, parts.layout, store, parts.index, parts.space()
+                parts.files, parts.clock, parts.layout, store, parts.index, parts.space(), report
             )
-        report = reporter(RequestBox(parts.files, parts.layout.requests), "read")
         self._retrieval = Retrieval(parts.clock, parts.layout, parts.index, recaller, report)
         self._headers = Headers(parts.layout, parts.index, self._retrieval, store)
         self._queries = Queries(self._config, parts.index, Freshness(parts.layout))

@@ -8,11 +8,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from appliance.archive.requests import Request, RequestBox
 from appliance.foundation.clock import SystemClock
+from appliance.foundation.files import FileSystem
 from appliance.remote.embedded import EmbeddedS3
 from appliance.remote.s3 import S3Store
 from tests.support.archive_box import sample
 from tests.support.node import Node
+from tests.support.quick_status import quick_status
 from tests.support.recording_sender import Sender, digests_of, fetch_all
 from tests.support.s3_fixture import s3_bucket, s3_server, unlimited  # noqa: F401
 from tests.support.tcp_proxy import TcpProxy
@@ -85,9 +88,10 @@ def test_evicted_studies_come_from_the_replica(
     node.start()
     Sender(node.port, [*EVICTED, *LARGE]).start().finish(60)
     node.drain()
+    box = RequestBox(FileSystem(), str(node.data / "state" / "requests"))
     for each in (EVICTED[0], LARGE[0]):
-        node.azekura("study", "evict", each.study)
-    assert [each["link"] for each in node.status()["replicas"]] == ["up"]
+        assert box.wait(box.put(Request(kind="evict", study_instance_uid=each.study)), 60).done
+    assert [each["link"] for each in quick_status(node)["replicas"]] == ["up"]
     _replicate(node)
 
     line.refuse, line.stalled = cut == "refused", cut == "stalled"
