@@ -28,7 +28,7 @@ from tests.support.memory_folder import memory_path  # noqa: F401
 
 STEPS_MAX = 90
 STEPS_SOON = 12
-SHORT = settings(max_examples=20, stateful_step_count=25)
+SHORT = settings(max_examples=60, stateful_step_count=30)
 LONG = settings(max_examples=250, stateful_step_count=50)
 SEEDS = range(10)
 SAMPLES = samples()
@@ -204,6 +204,11 @@ class Archive(RuleBasedStateMachine):
     @rule()
     def copy_is_damaged_on_the_way(self) -> None:
         self.life.bucket.fail("get", corrupt())
+
+    @rule()
+    def bucket_keeps_no_lock(self) -> None:
+        """It answers 200 and forgets the lock; until somebody sets it right."""
+        self.life.bucket.carries_lock = not self.life.bucket.carries_lock
 
     @rule()
     def thief(self) -> None:

@@ -24,6 +24,7 @@ from appliance.archive.records import PackRecord
 from appliance.archive.requests import Request
 from appliance.archive.retrieval import Retrieval
 from appliance.archive.uplink import Queued, Uplink
+from appliance.foundation.clock import to_microseconds
 from appliance.foundation.errors import (
     AzekuraError,
     CloudError,
@@ -279,7 +280,9 @@ class Life:
         return self._uplink
 
     def _is_in_trouble(self) -> bool:
-        return self.bucket.offline or self.bucket.missing or any(self.bucket._faults.values())
+        bucket = self.bucket
+        refuses = bucket.offline or bucket.missing or not bucket.carries_lock
+        return refuses or any(bucket._faults.values())
 
     @property
     def _is_troubled(self) -> bool:
@@ -470,6 +473,7 @@ class Life:
         self.armed = []
         self.bucket._faults.clear()
         self.bucket.offline = self.bucket.missing = False
+        self.bucket.carries_lock = True
         for _ in range(3):
             self.drain()
         self._observe_hidden()
@@ -503,6 +507,9 @@ class Life:
         assert sorted(named) == self.packs(), "ledger and index name other packs, or one twice"
         there = set()
         for record in records:
+            lock = self.bucket.head(record.key, record.version_id).lock
+            assert lock is not None, "verified without its lock"
+            assert to_microseconds(lock.until) >= record.locked_until_us
             sealed = self.bucket.get(record.key, record.version_id, 0, None, Lane.URGENT)
             path = self.folder / f"{record.pack_id}.tar"
             path.write_bytes(decrypt_bytes(sealed, box.recovery))
