@@ -3,6 +3,7 @@
 The tests go in order over one pair: the last one leaves the site's ledger blocked.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from tests.support.made_ledger import MadeLedger, put_object
 from tests.support.node import Node
 from tests.support.node_status import applied, conditions, status_of, wait_until
 from tests.support.recording_sender import Sender, digests_of, fetch, fetch_all
+from tests.support.web_client import AS_STORED, WebClient, dataset_of_part, multipart
 
 OLD = [sample(1, number, 50_000) for number in range(4)] + [sample(2, 1, 9_000)]
 NEW = [sample(3, number, 50_000) for number in range(3)]
@@ -61,9 +63,10 @@ def test_a_standby_with_an_empty_disk_serves_what_the_site_wrote(pair: Pair) -> 
     """Bucket, identity and the site's public key are all it has. What comes later it knows within
     seconds; what it evicts it serves again; its index is made anew from what it has."""
     Sender(pair.site.port, OLD).start().finish(60)
-    pair.standby.start()
+    pair.standby.start("receive", "uplink", "web")
     pair.knows(len(OLD))
     assert fetch_all(pair.standby.port, OLD) == digests_of(OLD)
+    _serves_dicomweb(pair.standby)
 
     Sender(pair.site.port, NEW).start().finish(60)
     pair.knows(len(OLD) + len(NEW))
@@ -82,6 +85,19 @@ def test_a_standby_with_an_empty_disk_serves_what_the_site_wrote(pair: Pair) -> 
     assert (found["role"], found["pending_instances"]) == ("standby", 0)
     keys = {each.key for each in bucket_of(pair.site).objects()}
     assert not [key for key in keys if key.startswith("ledger/standby-1/")]
+
+
+def _serves_dicomweb(standby: Node) -> None:
+    """It searches, gives metadata and instances from the bucket, and takes no study."""
+    client = WebClient(standby, "read,store")
+    study = OLD[0].study
+    (row,) = client.json(f"studies?StudyInstanceUID={study}")
+    assert row["00201208"]["Value"] == [4]
+    assert len(client.json(f"studies/{study}/metadata")) == 4
+    parts = client.parts(f"studies/{study}", AS_STORED)
+    found = {hashlib.sha256(dataset_of_part(body)).digest() for _, body in parts}
+    assert found == {each.sha256 for each in OLD if each.study == study}
+    assert client.store(multipart([parts[0][1]])).status_code == 503
 
 
 def test_a_stolen_cloud_key_that_writes_the_next_entry_is_seen_by_both(pair: Pair) -> None:

@@ -8,9 +8,8 @@ from pydicom.uid import generate_uid
 
 from tests.support.dimse import small_ct, write_part10
 from tests.support.shared_node import SharedNode
-from tests.support.web_client import WebClient
+from tests.support.web_client import AS_STORED, WebClient, dataset_of_part
 
-AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 COUNT = 5
 
 
@@ -58,6 +57,6 @@ def digests(client: WebClient, study: str) -> dict[str, bytes]:
     """Return the sha256 of each dataset that a retrieve of the study gives."""
     found = {}
     for part, body in client.parts(f"studies/{study}", AS_STORED):
-        dataset = body[144 + int.from_bytes(body[140:144], "little") :]
-        found[part["Content-Location"].rpartition("/")[2]] = hashlib.sha256(dataset).digest()
+        uid = part["Content-Location"].rpartition("/")[2]
+        found[uid] = hashlib.sha256(dataset_of_part(body)).digest()
     return found

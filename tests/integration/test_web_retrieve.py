@@ -22,10 +22,9 @@ from appliance.dicom.uid import EXPLICIT_VR_LITTLE_ENDIAN, is_big_endian
 from appliance.pixels.layout import is_encapsulated
 from tests.support.node import Node
 from tests.support.running_node import running_node
-from tests.support.web_client import WebClient, parts_of
+from tests.support.web_client import AS_STORED, WebClient, dataset_of_part, parts_of
 from tests.support.wire import WireFile, send_raw, sendable_files
 
-AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 OCTETS = "application/octet-stream"
 RLE = "1.2.840.10008.1.2.5"
 UID_LETTERS = frozenset("0.123456789")
@@ -61,12 +60,6 @@ def sent(tmp_path_factory, s3_server, s3_bucket) -> Iterator[Sent]:
         yield Sent(node, WebClient(node), stored)
 
 
-def dataset_bytes(part10: bytes) -> bytes:
-    """Return what lies behind the file meta group."""
-    assert part10[128:132] == b"DICM"
-    return part10[144 + int.from_bytes(part10[140:144], "little") :]
-
-
 def read(file: WireFile) -> pydicom.Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -96,12 +89,12 @@ def test_every_instance_comes_back_byte_for_byte(sent: Sent) -> None:
         found = {}
         for headers, body in sent.client.parts(f"studies/{study}", AS_STORED):
             uid = headers["Content-Location"].rpartition("/")[2]
-            found[uid] = hashlib.sha256(dataset_bytes(body)).hexdigest()
+            found[uid] = hashlib.sha256(dataset_of_part(body)).hexdigest()
             assert f"transfer-syntax={expected[uid].syntax}" in headers["Content-Type"]
         assert found == {uid: file.sha256 for uid, file in expected.items()}
     file = sent.files[0]
     answer = sent.client.get(sent.path(file), "application/dicom; transfer-syntax=*")
-    assert hashlib.sha256(dataset_bytes(answer.content)).hexdigest() == file.sha256
+    assert hashlib.sha256(dataset_of_part(answer.content)).hexdigest() == file.sha256
     assert int(answer.headers["Content-Length"]) == len(answer.content)
 
 
@@ -346,7 +339,7 @@ def test_wado_uri(sent: Sent) -> None:
         f"&objectUID={file.sop_instance}"
     )
     answer = sent.client.get(f"{base}&contentType=application/dicom&transferSyntax=*")
-    assert hashlib.sha256(dataset_bytes(answer.content)).hexdigest() == file.sha256
+    assert hashlib.sha256(dataset_of_part(answer.content)).hexdigest() == file.sha256
     answer = sent.client.get(f"{base}&windowCenter=40&windowWidth=400&contentType=image/png")
     rendered = sent.client.get(sent.path(file) + "/rendered?window=40,400", "image/png")
     assert answer.content == rendered.content

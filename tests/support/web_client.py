@@ -9,6 +9,7 @@ import requests
 from tests.support.node import Node
 
 TIMEOUT_S = 90
+AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 
 
 class WebClient:
@@ -82,3 +83,9 @@ def multipart(files: list[bytes], boundary: str = "b0undary") -> bytes:
     """Return the body of a store: a part of each Part 10 file."""
     head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
     return b"".join(head + file + b"\r\n" for file in files) + f"--{boundary}--\r\n".encode()
+
+
+def dataset_of_part(part10: bytes) -> bytes:
+    """Return what lies behind the file meta group."""
+    assert part10[128:132] == b"DICM"
+    return part10[144 + int.from_bytes(part10[140:144], "little") :]
