@@ -3,7 +3,8 @@
 Must not decide what is served; the index did. Holds open packs for reading, never writes one.
 
 Invariants:
-- No byte of an instance is given out before its sha256 was checked.
+- No byte of an instance is given out before its sha256 was checked; of an instance longer than
+  LARGE_BYTES a check is believed for as long as whoever made the Retrieval says.
 - A copy that turns out damaged or gone is replaced by another: of another pack on this disk, or
   from the bucket.
 - An instance longer than LARGE_BYTES is never held as a whole: it is given out as an extent, and
@@ -21,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 
+from appliance.archive.checked_lately import CheckedLately
 from appliance.archive.damage_report import GONE, Report, why_of
 from appliance.archive.extent import Dataset, Extent
 from appliance.archive.fetch import PackFetch
@@ -125,9 +127,14 @@ class Retrieval:
         index: Index,
         recaller: Recaller | None,
         report: Report | None = None,
+        believed_s: float = 0.0,
     ) -> None:
-        """Take over; `report` is told of packs that are not as they should be."""
+        """Take over; `report` is told of packs that are not as they should be.
+
+        `believed_s`: for how long a large instance that was found right is not read again first.
+        """
         self._report = report
+        self._lately = CheckedLately(clock, believed_s)
         self._clock = clock
         self._index = index
         self._touch_lock = threading.Lock()
@@ -275,7 +282,7 @@ class Retrieval:
                 return Damaged("open", f"pack {instance.pack_id}", "it is not on the disk")
             extent = Extent(reader.read_range, instance.offset, instance.length)
             if instance.length > LARGE_BYTES:
-                return self._checker.submit(checked, extent, instance)
+                return self._checker.submit(self._checked_large, extent, instance)
             if instance.length <= CHECK_INLINE_BYTES:
                 return _read_checked(extent, instance)
             return self._checker.submit(_read_checked, extent, instance)
@@ -283,6 +290,13 @@ class Retrieval:
             return error
         except OSError as error:
             return Unreadable("open", f"pack {instance.pack_id}", str(error), "Check the disk")
+
+    def _checked_large(self, extent: Extent, instance: Retrievable) -> Dataset:
+        place = (instance.pack_id, instance.offset, instance.sha256)
+        if not self._lately.has(place):
+            checked(extent, instance)
+            self._lately.note(place)
+        return extent
 
     def _resolve(
         self, instance: Retrievable, found: Dataset | Future[Dataset] | AzekuraError

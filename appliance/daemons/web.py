@@ -42,6 +42,8 @@ from appliance.web.wado_uri import WadoUriService
 from appliance.web.watching import WatchService
 
 WRITER = "web"
+BELIEVED_S = 60.0
+"""For how long a large instance that was found right is not read again before each frame."""
 
 _log = log.get("web")
 
@@ -93,7 +95,9 @@ class DicomWeb:
             recaller = Recaller(
                 parts.files, parts.clock, parts.layout, store, parts.index, parts.space(), report
             )
-        self._retrieval = Retrieval(parts.clock, parts.layout, parts.index, recaller, report)
+        self._retrieval = Retrieval(
+            parts.clock, parts.layout, parts.index, recaller, report, BELIEVED_S
+        )
         self._headers = Headers(parts.layout, parts.index, self._retrieval, store)
         self._queries = Queries(self._config, parts.index, Freshness(parts.layout))
         self._transcoder = Transcoder()

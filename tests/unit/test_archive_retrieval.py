@@ -262,3 +262,25 @@ def test_errors_are_told_with_their_instance(box: Box) -> None:
     told = list(box.retrieval.open_all(box.served()))
     assert len({each.sop_instance_uid for each, _ in told}) == len(told) == 6
     assert all(isinstance(found, Opened | AzekuraError) for _, found in told)
+
+
+def test_a_check_of_a_large_instance_is_believed_for_a_while(box: Box) -> None:
+    """Whoever reads it frame by frame does not wait for all of it each time; then it is reread."""
+    each = sample(1, 1, 9 * MIB)
+    box.store_sample(each)
+    box.close_packs()
+    box.indexer().catch_up()
+    patient = Retrieval(box.clock, box.layout, box.index, None, believed_s=60.0)
+
+    def opened() -> bool:
+        ((_, found),) = patient.open_all(box.served())
+        return isinstance(found, Opened)
+
+    assert opened()
+    _damage(box, box.pack_ids()[0], each)
+    assert opened()
+    ((_, strict),) = box.retrieval.open_all(box.served())
+    assert not isinstance(strict, Opened)
+    box.clock.advance(61)
+    assert not opened()
+    patient.close()
