@@ -193,6 +193,7 @@ def _run(folder: Path, fail, stride: int, capsys) -> None:
         print(f"\n{fail.__name__}: {-(-total // stride)} of {total} operations failed in turn")
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("fail", [full_disk, broken_disk])
 def test_a_disk_that_fails_at_some_operations_loses_nothing(
     memory_path: Path, fail, capsys

@@ -246,6 +246,7 @@ def _run(folder: Path, capsys, profile: settings, of_seed: int | None = None) ->
     return tally
 
 
+@pytest.mark.timeout(300)
 def test_a_life_keeps_its_promises(memory_path: Path, capsys) -> None:
     """Some dozens of lives, the same in every run."""
     tally = _run(memory_path, capsys, SHORT)
