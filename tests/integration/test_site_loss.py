@@ -84,6 +84,16 @@ def takes(node: Node, calling_ae: str, *abstract_syntaxes: str) -> bool:
         association.release()
 
 
+def lose_disk(node: Node) -> None:
+    """Delete a node's data, while its indexer perhaps still notices that its parent is dead."""
+
+    def gone() -> bool:
+        shutil.rmtree(node.data, ignore_errors=True)
+        return not node.data.exists()
+
+    until(gone)
+
+
 class Disaster:
     """A site, and two standbys that know its public key, its recovery recipient and the bucket.
 
@@ -141,7 +151,7 @@ class Disaster:
                 self.site.kill(daemon)
         finally:
             sender.stop()
-        shutil.rmtree(self.site.data)
+        lose_disk(self.site)
         return {
             instance.sop_instance_uid
             for entry in ledger_of(self.site)
