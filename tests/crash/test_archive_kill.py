@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.memory_folder import memory_path  # noqa: F401
+
 ROOT = Path(__file__).parents[2]
 STEPS_LEAST = 200
 
@@ -29,15 +31,16 @@ def _run(folder: Path, way: str, stride: int, first: int = 1) -> None:
     assert found["wrong"] == {}
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("way", ["kill", "power"])
-def test_an_end_at_some_steps_loses_and_doubles_nothing(tmp_path: Path, way: str) -> None:
+def test_an_end_at_some_steps_loses_and_doubles_nothing(memory_path: Path, way: str) -> None:
     """Every fifth step; all of them in `make soak`."""
-    _run(tmp_path, way, 5)
+    _run(memory_path, way, 5)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("way", ["kill", "power"])
-def test_an_end_at_any_step_loses_and_doubles_nothing(tmp_path: Path, way: str) -> None:
+def test_an_end_at_any_step_loses_and_doubles_nothing(memory_path: Path, way: str) -> None:
     """Every single step."""
-    _run(tmp_path, way, 1)
+    _run(memory_path, way, 1)
