@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ECHO_CONNECT_S = 3.0
 ECHO_ANSWER_S = 5.0
+WEB_ANSWER_S = 10.0
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to call what listens so
 _MARKS = {"ok": "ok     ", "warning": "warning", "error": "error  "}
 
@@ -78,6 +79,7 @@ def _local(config_path: str, config: "Config") -> "list[Check]":
     from appliance.health.data_directory import check_data_directory
     from appliance.health.dicom_port import check_dicom_port
     from appliance.health.keys import check_keys
+    from appliance.health.web_port import check_web_port
 
     clock, files = SystemClock(), FileSystem()
     data_dir = config.node.data_dir
@@ -94,6 +96,8 @@ def _local(config_path: str, config: "Config") -> "list[Check]":
         if config.node.role == "standby":
             checks.append(Check("standby", lambda: _standby(config, clock, layout)))
     checks.append(Check("dicom_port", lambda: check_dicom_port(dicom.port, lambda: _echo(config))))
+    web = config.web
+    checks.append(Check("web_port", lambda: check_web_port(clock, web.port, lambda: _web(config))))
     if dicom.tls is not None:
         from appliance.health.certificate import check_certificate
 
@@ -294,3 +298,27 @@ def _echo(config: "Config") -> None:
         association.close()
     if answer.status != status.SUCCESS:
         raise AssociationLost("echo", dicom.ae_title, f"status 0x{answer.status:04X}")
+
+
+def _web(config: "Config") -> bytes:
+    """Return the web daemon's certificate once it has said that it is well; OSError."""
+    import http.client
+    import ssl
+
+    web = config.web
+    # This box asks itself, and may not know the hospital's authority.
+    context = ssl._create_unverified_context()  # noqa: S323, SLF001
+    host = _ANY_ADDRESS.get(web.host, web.host)
+    connection = http.client.HTTPSConnection(host, web.port, timeout=WEB_ANSWER_S, context=context)
+    try:
+        connection.connect()
+        found = connection.sock.getpeercert(binary_form=True)
+        connection.request("GET", "/health")
+        if connection.getresponse().status != http.client.OK:
+            raise OSError("it answers otherwise than azekura web does")
+    except http.client.HTTPException as cause:
+        raise OSError("what answers there is no web daemon") from cause
+    finally:
+        connection.close()
+    assert isinstance(found, bytes)
+    return found

@@ -195,6 +195,14 @@ def test_metrics_are_the_status(shared: SharedNode, client: WebClient) -> None:
     assert float(studies.split()[1]) == shared.node.status()["studies"]
 
 
+def test_doctor_asks_the_web_port(shared: SharedNode) -> None:
+    """A line that says that it answers, and until when the certificate holds."""
+    found = shared.node.json("doctor", check=False)
+    (line,) = [each for each in found if each["condition"] == "web_port"]
+    assert line["severity"] == "ok"
+    assert "over TLS" in line["sentence"]
+
+
 def test_no_access_names_a_patient_or_a_study(
     shared: SharedNode, study: Study, client: WebClient
 ) -> None:

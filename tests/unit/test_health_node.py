@@ -1,6 +1,7 @@
 """The checks of what a node has on its own: configuration, keys, disk, index, daemons, clock."""
 
 import os
+import ssl
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -32,9 +33,11 @@ from appliance.health.pending import Pending, check_pending
 from appliance.health.set_aside import check_set_aside
 from appliance.health.standby import check_standby
 from appliance.health.uplink_status import check_uplink_status
+from appliance.health.web_port import check_web_port
 from appliance.index.index import Index
 from appliance.seal.identity import new_identity_file
 from appliance.seal.signing import SigningKey
+from appliance.web.certificate import OwnCertificate
 from tests.support.manual_clock import START_AT, ManualClock
 
 GIB = 2**30
@@ -320,6 +323,27 @@ def test_the_dicom_port() -> None:
     (found,) = check_dicom_port(11112, raising(silent))
     assert found.severity is Severity.ERROR
     assert "Connection refused" in found.sentence
+
+
+def test_the_web_port(tmp_path: Path) -> None:
+    """No answer is a warning, an expired certificate an error, one that ends soon a warning."""
+    clock = ManualClock()
+    own = OwnCertificate(FileSystem(), clock, str(tmp_path), "site-a", ["localhost"])
+    own.ensure()
+    der = ssl.PEM_cert_to_DER_cert(Path(own.path).read_text())
+
+    def silent() -> bytes:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    assert severities(check_web_port(clock, 0, silent)) == [Severity.OK]
+    (found,) = check_web_port(clock, 8443, silent)
+    assert found.severity is Severity.WARNING
+    assert "Connection refused" in found.sentence
+    assert severities(check_web_port(clock, 8443, lambda: der)) == [Severity.OK]
+    clock.advance(385 * 86400)
+    assert severities(check_web_port(clock, 8443, lambda: der)) == [Severity.WARNING]
+    clock.advance(20 * 86400)
+    assert severities(check_web_port(clock, 8443, lambda: der)) == [Severity.ERROR]
 
 
 # --- TLS
