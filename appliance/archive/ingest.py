@@ -78,7 +78,9 @@ class Ingest:
         index: Index,
         space: Space,
         on_fatal: Callable[[StorageFailed], None],
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_turn` is called in every turn of the thread that closes packs."""
         self._files = files
         self._clock = clock
         self._layout = layout
@@ -86,6 +88,7 @@ class Ingest:
         self._index = index
         self._space = space
         self._on_fatal = on_fatal
+        self._on_turn = on_turn
         self._lock = threading.Lock()
         self._stored = threading.Condition(self._lock)
         self._storing: set[str] = set()
@@ -114,6 +117,11 @@ class Ingest:
                 self._clock.wait(never, OWNER_POLL_S)
             else:
                 return
+
+    @property
+    def thread(self) -> threading.Thread:
+        """The thread that closes packs; it lives from `start` to `stop`."""
+        return self._housekeeper
 
     def start(self) -> None:
         """Recover what a dead owner left, then begin to close packs that are due."""
@@ -274,6 +282,7 @@ class Ingest:
 
     def _keep_house(self) -> None:
         while not self._clock.wait(self._stop, HOUSEKEEPING_S):
+            self._on_turn()
             try:
                 with self._failing():
                     self._packs.close_due()

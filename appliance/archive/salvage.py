@@ -184,7 +184,7 @@ class Salvager:
         return True
 
     def _decrypt(self, sealed: BinaryIO, path: str) -> None:
-        fd = self._files.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
+        fd = self._files.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o660)
         try:
             at = 0
             for piece in decrypt_file(sealed, self._identities):

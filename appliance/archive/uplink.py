@@ -152,6 +152,11 @@ class Uplink:
         for thread in self._threads:
             thread.join()
 
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """What works, from `start` to `stop`."""
+        return list(self._threads)
+
     def problems(self) -> list[Problem]:
         """Return what stands in the way now."""
         found = self._bucket.problem if self._bucket is not None else None

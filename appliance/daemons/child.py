@@ -29,6 +29,11 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._keep, name=f"keep-{name}")
 
+    @property
+    def thread(self) -> threading.Thread:
+        """The thread that keeps it running; it lives from `start` to `stop`."""
+        return self._thread
+
     def start(self) -> None:
         """Start it; from now on it is started again whenever it ends."""
         self._thread.start()

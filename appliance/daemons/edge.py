@@ -4,6 +4,7 @@ Owns how they are put together, and puts new services in their place when a stan
 published another configuration: associations that are open keep theirs.
 """
 
+import socket
 import threading
 from collections.abc import Callable, Sequence
 
@@ -18,6 +19,8 @@ from appliance.archive.requests import RequestBox
 from appliance.archive.retrieval import Retrieval
 from appliance.archive.urgency import hurry
 from appliance.config.model import Config
+from appliance.daemons.inherited import assign
+from appliance.daemons.liveness import TURN_SILENT_MAX_S
 from appliance.daemons.parts import Parts
 from appliance.daemons.running import Running
 from appliance.dimse.acceptor import Acceptor
@@ -43,8 +46,14 @@ class Edge:
     """The DICOM edge of one receiver; started and stopped by its main thread."""
 
     def __init__(
-        self, parts: Parts, running: Running, ingest: Ingest, retrieval: Retrieval
+        self,
+        parts: Parts,
+        running: Running,
+        ingest: Ingest,
+        retrieval: Retrieval,
+        listeners: list[socket.socket],
     ) -> None:
+        """Put it together; `listeners`: sockets that the service manager passed on, if it did."""
         self._parts = parts
         self._running = running
         self._sources = read_sources(parts.layout)
@@ -60,7 +69,15 @@ class Edge:
         self._reporter = Reporter(
             self._commitments, config.dicom, parts.clock, running.fatal, tls=self._tls
         )
-        self._acceptor = Acceptor(config, self._services(config), running.fatal)
+        dicom, liveness = config.dicom, running.liveness
+        ports = [dicom.port, *([dicom.tls.port] if dicom.tls else [])]
+        plain, *over_tls = assign(listeners, dicom.host, ports)
+        self._acceptor = Acceptor(
+            config, self._services(config), running.fatal,
+            listener=plain, tls_listener=over_tls[0] if over_tls else None,
+            on_turn=liveness.beat("dimse-acceptor", TURN_SILENT_MAX_S),
+        )  # fmt: skip
+        self._beat = liveness.beat("configuration", TURN_SILENT_MAX_S)
         self._stop = threading.Event()
         self._watch = threading.Thread(target=self._run_watch, name="configuration")
 
@@ -69,6 +86,7 @@ class Edge:
         self._reporter.start()
         self._acceptor.start()
         self._watch.start()
+        self._running.liveness.watch([self._reporter.thread, self._acceptor.thread, self._watch])
 
     def stop(self) -> None:
         """Let open associations end for a while, then end the rest."""
@@ -98,6 +116,7 @@ class Edge:
     def _run_watch(self) -> None:
         """Take what the sites publish, for new associations."""
         while not self._parts.clock.wait(self._stop, LOOK_S):
+            self._beat()
             try:
                 self._take_changes()
             except Exception as error:  # noqa: BLE001 - the boundary of a thread

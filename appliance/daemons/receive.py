@@ -17,6 +17,8 @@ from appliance.archive.retrieval import Retrieval
 from appliance.config.model import Config
 from appliance.daemons.child import Child
 from appliance.daemons.edge import Edge
+from appliance.daemons.inherited import take_listeners
+from appliance.daemons.liveness import FLUSH_SILENT_MAX_S
 from appliance.daemons.parts import Parts
 from appliance.daemons.running import Running, notify
 from appliance.foundation import log
@@ -38,6 +40,7 @@ def run(
     """
     running = Running()
     running.install()
+    listeners = take_listeners()
     if not _WRITER.fullmatch(writer):
         raise UsageError("receive", writer, "a writer's name has small letters, digits, hyphens")
     if port:
@@ -56,6 +59,7 @@ def run(
         ingest = Ingest(
             parts.files, parts.clock, parts.layout, writer, config.packs, parts.index,
             parts.space(), running.fatal,
+            running.liveness.beat("pack-closer", FLUSH_SILENT_MAX_S),
         )  # fmt: skip
         indexer = Child("indexer", "appliance.daemons.indexer", _arguments(config_path, log_json))
         # The indexer ends last: it takes in what was closed last.
@@ -63,9 +67,10 @@ def run(
         stack.callback(ingest.stop)
         ingest.start()
         indexer.start()
-        edge = Edge(parts, running, ingest, retrieval)
+        edge = Edge(parts, running, ingest, retrieval, listeners)
         stack.callback(edge.stop)
         edge.start()
+        running.liveness.watch([ingest.thread, indexer.thread])
         notify("READY=1")
         return running.wait(retrieval.sweep)
 

@@ -2,6 +2,8 @@
 
 Owns the process's signal handlers. Invariants:
 - A fatal error of any thread ends the daemon with exit code 1, after nothing more was answered.
+- The watchdog is fed by the main thread and only while everything in `liveness` is well: one
+  part that hangs or has ended brings the restart that repairs it.
 - No handler takes a lock. Python runs it in the middle of whatever the main thread does, a wait for
   that very lock included; two signals in a row then stop the process for ever. A signal's number
   goes through a pipe to a thread, which sets the events.
@@ -15,10 +17,14 @@ import socket
 import threading
 from collections.abc import Callable
 
+from appliance.daemons.liveness import Liveness
 from appliance.foundation import log
 from appliance.foundation.errors import AzekuraError
 
 _PR_SET_PDEATHSIG = 1
+TICK_S = 10.0
+WATCHDOG_SHARE = 3
+"""How many times within the watchdog's time it is fed."""
 
 _log = log.get("daemon")
 
@@ -30,6 +36,7 @@ class Running:
         self.stop = threading.Event()
         self.reload = threading.Event()
         self.exit_code = 0
+        self.liveness = Liveness()
 
     def install(self) -> None:
         """Take the signals; only the main thread can."""
@@ -54,13 +61,19 @@ class Running:
     def wait(self, tick: Callable[[], None] | None = None) -> int:
         """Wait until the end; return the exit code.
 
-        Feeds the watchdog while it waits, and calls `tick` about every ten seconds.
+        Feeds the watchdog while all is well, and calls `tick` at least every ten seconds.
         """
-        interval_s = _watchdog_interval_s()
+        interval_s = _interval_s()
+        known: list[str] = []
         while not self.stop.wait(interval_s):
-            notify("WATCHDOG=1")
             if tick is not None:
                 tick()
+            sick = self.liveness.sick()
+            if not sick:
+                notify("WATCHDOG=1")
+            elif sick != known:
+                _log.critical("watchdog_not_fed", parts=sick)
+            known = sick
         notify("STOPPING=1")
         return self.exit_code
 
@@ -69,10 +82,13 @@ def _written_down(_number: int, _frame: object) -> None:
     """Do nothing: the interpreter has put the number into the pipe."""
 
 
-def _watchdog_interval_s() -> float:
+def _interval_s() -> float:
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return TICK_S
     with contextlib.suppress(ValueError):
-        return max(0.1, int(os.environ.get("WATCHDOG_USEC", "")) / 2_000_000)
-    return 10.0
+        watchdog_s = int(os.environ.get("WATCHDOG_USEC", "")) / 1_000_000
+        return min(TICK_S, max(0.1, watchdog_s / WATCHDOG_SHARE))
+    return TICK_S
 
 
 def notify(state: str) -> None:

@@ -39,6 +39,7 @@ from appliance.daemons.checkpointing import Checkpointing
 from appliance.daemons.clock import ClockWatch
 from appliance.daemons.drilling import Drilling
 from appliance.daemons.keeping import KEEPING_S, Keeping
+from appliance.daemons.liveness import TURN_SILENT_MAX_S
 from appliance.daemons.mending import Mending
 from appliance.daemons.neighbours import TURN_S, Neighbours
 from appliance.daemons.parts import Parts
@@ -110,6 +111,7 @@ class _Uplink:
         self._config_path = config_path
         self._running = running
         self._stop = threading.Event()
+        self._beat = running.liveness.beat("status", TURN_SILENT_MAX_S)
         self._config_mtime_ns = _mtime_ns(config_path)
         self._link = Link(parts.clock)
         store = ObservedStore(parts.store(), self._link)
@@ -252,6 +254,8 @@ class _Uplink:
         self._neighbours.publish(self._parts.config)
         for thread in self._threads:
             thread.start()
+        working = self._uplink.threads if self._uplink is not None else []
+        self._running.liveness.watch([*self._threads, *working])
 
     def stop(self) -> None:
         """End every loop."""
@@ -304,7 +308,11 @@ class _Uplink:
             _log.info("orphan_uploads_aborted", count=count)
 
     def _tell(self) -> None:
-        """Write what only this process knows, and take a changed throttle."""
+        """Write what only this process knows, and take a changed throttle.
+
+        It asks every part, under the locks of each: so this loop beats for them all.
+        """
+        self._beat()
         self._take_changes()
         problems = [each.document() for source in self._problem_sources for each in source()]
         throttle = self._parts.throttle

@@ -20,6 +20,7 @@ from appliance.archive.retrieval import Retrieval
 from appliance.archive.status import node_status
 from appliance.archive.tokens import TokenBook, Tokens
 from appliance.config.model import Config
+from appliance.daemons.liveness import FLUSH_SILENT_MAX_S, TURN_SILENT_MAX_S
 from appliance.daemons.parts import Parts
 from appliance.daemons.running import Running, notify
 from appliance.dicom.uid import stored_sop_classes
@@ -61,16 +62,19 @@ def run(config: Config) -> int:
         ingest = Ingest(
             parts.files, parts.clock, parts.layout, WRITER, config.packs, parts.index,
             parts.space(), running.fatal,
+            running.liveness.beat("pack-closer", FLUSH_SILENT_MAX_S),
         )  # fmt: skip
         stack.callback(ingest.stop)
         ingest.start()
         face = DicomWeb(parts, ingest)
         stack.callback(face.close)
         server = WebServer(
-            config.web.host, config.web.port, tls, face.access, face.routes, running.fatal
-        )
+            config.web.host, config.web.port, tls, face.access, face.routes, running.fatal,
+            running.liveness.beat("web", TURN_SILENT_MAX_S),
+        )  # fmt: skip
         server.start()
         stack.callback(server.stop)
+        running.liveness.watch([ingest.thread, server.thread])
         notify("READY=1")
 
         def tick() -> None:

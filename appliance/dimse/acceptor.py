@@ -74,13 +74,19 @@ class Acceptor:
         limits: Limits | None = None,
         listener: socket.socket | None = None,
         tls_listener: socket.socket | None = None,
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
+        """Take the terms; `listener`, `tls_listener`: sockets that somebody else keeps open.
+
+        `on_turn` is called at least once a second while connections are accepted.
+        """
         self._config = config.dicom
         self._terms = _Terms(config.dicom, services)
         self._on_fatal = on_fatal
         self._limits = limits or Limits()
         self._tls = server_context(config.dicom.tls) if config.dicom.tls else None
         self._inherited = (listener, tls_listener)
+        self._on_turn = on_turn
         self._selector = selectors.DefaultSelector()
         self._listeners: dict[socket.socket, bool] = {}  # → whether it speaks TLS
         self._connecting = ConnectingTable(self._limits)
@@ -97,6 +103,11 @@ class Acceptor:
         self.tls_port = 0
 
     # --- for the daemon
+
+    @property
+    def thread(self) -> threading.Thread:
+        """The thread that accepts; it lives from `start` to `stop`."""
+        return self._thread
 
     def start(self) -> None:
         """Listen and accept; ConfigurationError when an address can't be bound."""
@@ -168,6 +179,7 @@ class Acceptor:
         turn_s = max(0.01, min(1.0, limits.artim_s / 4, limits.closing_s / 4))
         sweep_at_s = 0.0
         while not self._stopping.is_set():
+            self._on_turn()
             for key, _ in self._selector.select(turn_s):
                 # connections that were let go in this turn are no longer registered
                 if isinstance(key.data, Connecting):

@@ -138,6 +138,11 @@ class Reporter:
             self._book.hurry(request.calling_ae)
             self._book.changed.set()
 
+    @property
+    def thread(self) -> threading.Thread:
+        """The thread that settles; it lives from `start` to `stop`."""
+        return self._thread
+
     # --- the reporter's thread
 
     def _run(self) -> None:

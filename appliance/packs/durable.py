@@ -25,7 +25,7 @@ class DurableLength:
     """The writer's side: owned by the process that owns the pack."""
 
     def __init__(self, files: FileSystem, path: str) -> None:
-        fd = files.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o640)
+        fd = files.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o660)
         try:
             # Written, not just sized: a store to a hole of a full disk would be a SIGBUS.
             files.pwritev(fd, [bytes(DURABLE_BYTES)], 0)

@@ -37,7 +37,7 @@ class PackFile:
         self.path = path
         self.pack_id = pack_id_of(path)
         self._files = files
-        self._fd = files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
+        self._fd = files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o660)
         self._reserved = 0
         self._step = STEP_FIRST_BYTES
         self._entry_durable = False

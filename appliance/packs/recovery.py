@@ -296,7 +296,7 @@ class _Repair:
             return True
         self._files.make_directory(os.path.dirname(target))
         partial = f"{target}.part"
-        fd = self._files.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o640)
+        fd = self._files.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o660)
         try:
             for at, window in self._disk.windows(start, end):
                 self._files.pwritev(fd, [window], at - start)

@@ -29,6 +29,7 @@ from appliance.web.sending import secure
 from appliance.web.tls import ServerTls
 
 START_MAX_S = 30.0
+TURN_S = 1.0
 _NOBODY = "-"
 _log = log.get("web")
 
@@ -44,13 +45,16 @@ class WebServer:
         access: Access,
         make_routes: Callable[[Workers], list[Route]],
         on_fatal: Callable[[AzekuraError], None],
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_turn` is called by the loop every second: one that is held up does not call it."""
         self._host = host
         self._port = port
         self._tls = tls
         self._access = access
         self._make_routes = make_routes
         self._on_fatal = on_fatal
+        self._on_turn = on_turn
         self._routes: dict[Handler, Route] = {}
         self._listener: Listener | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -64,6 +68,11 @@ class WebServer:
         """The port that is listened on."""
         assert self._listener is not None
         return self._listener.port
+
+    @property
+    def thread(self) -> threading.Thread:
+        """The thread of the loop; it lives from `start` to `stop`."""
+        return self._thread
 
     def start(self) -> None:
         """Listen, and return when connections are accepted; UsageError when the port is taken."""
@@ -114,12 +123,18 @@ class WebServer:
             self._listener.serve(runner.server)
             _log.info("web_listening", host=self._host, port=self._listener.port)
             self._started.set()
+            self._turn()
             await self._stopping.wait()
         finally:
             await self._listener.close()
             await runner.server.shutdown(STOP_MAX_S)
             await runner.cleanup()
             workers.close()
+
+    def _turn(self) -> None:
+        assert self._loop is not None
+        self._on_turn()
+        self._loop.call_later(TURN_S, self._turn)
 
     @web.middleware
     async def _pass(self, request: web.Request, handler: Handler) -> web.StreamResponse:
