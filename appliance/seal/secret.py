@@ -54,5 +54,5 @@ def _credential_path(name: str, operation: str) -> str:
 
 def _hint(spec: str) -> str:
     if spec.startswith(_CREDENTIAL):
-        return "Check LoadCredentialEncrypted= in the unit"
+        return "Put it into /etc/credstore, and restart the unit"
     return "Check the path in the configuration, and that the daemon's user owns the file"
