@@ -313,7 +313,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def storescp(port, directory, *more):
     process = subprocess.Popen(
-        ["storescp", "-aet", "STORESCP", "+xa", "-od", str(directory), *more, str(port)],
+        ["/usr/bin/storescp", "-aet", "STORESCP", "+xa", "-od", str(directory), *more, str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -94,7 +94,17 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 def echo(manager: Manager) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        ["echoscu", "-ta", "90", "-td", "90", "-aec", "AZEKURA", "127.0.0.1", str(manager.port)]
+        [
+            "/usr/bin/echoscu",
+            "-ta",
+            "90",
+            "-td",
+            "90",
+            "-aec",
+            "AZEKURA",
+            "127.0.0.1",
+            str(manager.port),
+        ]
     )
 
 

@@ -48,18 +48,11 @@ def line(wan: Wan, s3_server: EmbeddedS3) -> Iterator[TcpProxy]:
         yield found
 
 
-class RunningClock(SystemClock):
-    """The system's; it passes by itself."""
-
-    def advance(self, seconds: float) -> None:
-        """Do nothing: a box lets its clock pass."""
-
-
 class Site:
     """A node's uplink inside the namespace."""
 
     def __init__(self, folder: Path, wan: Wan, settings: S3Settings, line: TcpProxy) -> None:
-        clock = RunningClock()
+        clock = SystemClock()
         self.wan = wan
         throttle = Throttle(ConstantRate(RATE_BYTES_PER_S), UTC, clock)
         self.link = Link(clock)

@@ -160,7 +160,8 @@ class Box:
     def ingest(self) -> Ingest:
         """The writer, started on first use."""
         if self._ingest is None:
-            self.clock.advance(0.002)  # ids of packs sort by time, of one writer only within it
+            if isinstance(self.clock, ManualClock):
+                self.clock.advance(0.002)  # ids of packs sort by time, of one writer only within it
             self._ingest = Ingest(
                 self.files, StillClock(self.clock), self.layout, self._writer, self._packs,
                 self.index, self.space, self.fatal.append,
