@@ -10,6 +10,8 @@ are both kept.
 import hashlib
 import io
 import os
+import re
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO
@@ -33,6 +35,9 @@ from appliance.seal.identity import Identity
 from appliance.seal.stream import PieceStream
 
 HASH_BYTES = 2**18
+
+MEMBER_NAME = re.compile(r"[0-9A-Za-z.~-]{1,128}/[0-9A-Za-z.~-]{1,128}")
+"""A name that a recovered file may have: one folder, one file; tar's own may lead anywhere."""
 
 _log = log.get("recover")
 
@@ -136,12 +141,19 @@ def _extract(
 ) -> None:
     """Write one instance; where its name is taken by another version, under a name of its own."""
     name = member.name
+    if not MEMBER_NAME.fullmatch(name) or ".." in name.split("/"):
+        outcome.findings.append(f"{name!r}: no name of a member; nothing was written")
+        return
     path = os.path.join(target, name)
     told = told_sha256(member)
     if told and os.path.exists(path) and dataset_sha256(path) != told:
         name = f"{name.removesuffix('.dcm').partition('~')[0]}~{told.hex()[:8]}.dcm"
         path = os.path.join(target, name)
-    tar.extract(member.replace(name=name, deep=False), target, filter="data")
+    source = tar.extractfile(member)
+    assert source is not None  # a regular file has bytes
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with source, open(path, "wb") as file:
+        shutil.copyfileobj(source, file)
     try:
         digest = dataset_sha256(path)
     except Damaged as error:

@@ -72,7 +72,7 @@ def test_damaged_packs_are_put_right(node: Node) -> None:
     failed = fetch(node.port, PENDING[2].study)
     assert len(failed.digests) == len(PENDING) - 1
     node.start("uplink")
-    _until(lambda: len(quick_status(node)["damaged"]) == 1)
+    _until(lambda: len(node.json("study", "damaged", check=False)) == 1)
     (named,) = node.json("study", "damaged", check=False)
     assert named["sop_instance_uid"] == PENDING[2].sop_instance_uid
     assert named["address"] == "127.0.0.1"
