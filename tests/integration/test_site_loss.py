@@ -24,7 +24,7 @@ from tests.bench import client
 from tests.support.archive_box import Sample, sample
 from tests.support.bucket_look import ledger_of
 from tests.support.node import Node
-from tests.support.node_status import applied, status_of, wait_until
+from tests.support.node_status import status_of, wait_until
 from tests.support.pack_samples import CT_STORAGE, EXPLICIT
 from tests.support.recording_sender import Sender, associate, digests_of, fetch, fetch_all, store
 
@@ -213,8 +213,8 @@ def stand_in(disaster: Disaster, new: Sequence[Sample]) -> None:
     Sender(first.port, new).start().finish(120)
     first.drain()
     disaster.mark(f"{len(new)} new instances are stored to it and verified")
-    sequence = status_of(first)["ledger_sequence"]
-    wait_until(second, lambda found: applied(found, "standby-1") >= sequence)
+    studies = studies_found(first)
+    until(lambda: studies_found(second) == studies)
     assert fetch_all(second.port, new) == digests_of(new)
 
 
