@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Protocol
 
-from appliance.archive.sender import Sender
+from appliance.archive.storing import InstanceStore
 from appliance.dicom import status, uid
 from appliance.dimse.association import Association
 from appliance.dimse.commands import (
@@ -30,42 +30,6 @@ STORAGE_LEVEL_2_FULL = b"\x02\0\0\0\0\0"
 _NEEDED = {AFFECTED_SOP_CLASS_UID, AFFECTED_SOP_INSTANCE_UID}
 
 _log = log.get("dimse")
-
-
-class Stream(Protocol):
-    """An instance on its way to disk."""
-
-    def write(self, chunk: memoryview) -> None:
-        """Append a part of the dataset."""
-
-    def finish(self) -> None:
-        """Make the instance durable, or raise and leave nothing."""
-
-    def abort(self) -> None:
-        """Forget it."""
-
-
-class InstanceStore(Protocol):
-    """What the storage service needs of the archive."""
-
-    def store(
-        self,
-        sender: Sender,
-        sop_class_uid: str,
-        sop_instance_uid: str,
-        transfer_syntax_uid: str,
-        dataset: memoryview,
-        sha256: bytes,
-    ) -> None:
-        """Keep one instance, whose sha256 is given; on return it is durable.
-
-        The view is not used afterwards.
-        """
-
-    def open_stream(
-        self, sender: Sender, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
-    ) -> Stream:
-        """Begin an instance that is too large to hold."""
 
 
 class StoreGate(Protocol):

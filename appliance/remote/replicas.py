@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from appliance.foundation.errors import CloudError, CloudUnavailable, ObjectMissing
 from appliance.remote.link import Link
@@ -38,6 +38,7 @@ from appliance.remote.store import (
     ObjectStore,
     OrphanUpload,
     PutResult,
+    StoreReader,
     UploadProgress,
     VersionInfo,
 )
@@ -46,39 +47,6 @@ PATIENCE_S = 4.0
 VERSIONS_KNOWN_MAX = 10_000
 
 T = TypeVar("T")
-
-
-class Reader(Protocol):
-    """What a replica answers, and the primary too: the reading part of an ObjectStore."""
-
-    def head(self, key: str, version_id: str | None = None) -> ObjectInfo:
-        """See ObjectStore."""
-
-    def get(
-        self,
-        key: str,
-        version_id: str | None = None,
-        start: int = 0,
-        end: int | None = None,
-        lane: Lane = Lane.URGENT,
-    ) -> bytes:
-        """See ObjectStore."""
-
-    def get_into(
-        self,
-        buffer: bytearray | memoryview,
-        key: str,
-        version_id: str | None = None,
-        start: int = 0,
-        lane: Lane = Lane.URGENT,
-    ) -> None:
-        """See ObjectStore."""
-
-    def versions(self, prefix: str = "", after_key: str = "") -> Iterator[VersionInfo]:
-        """See ObjectStore."""
-
-    def oldest_version(self, key: str) -> VersionInfo | None:
-        """See ObjectStore."""
 
 
 class Replica:
@@ -180,7 +148,7 @@ class _Copy:
     a request is on its way to a copy that is out.
     """
 
-    def __init__(self, reader: Reader, link: Link) -> None:
+    def __init__(self, reader: StoreReader, link: Link) -> None:
         self._reader = reader
         self._link = link
         self._lock = threading.Lock()
@@ -196,7 +164,7 @@ class _Copy:
         """Return how long to wait for its answer before another is asked."""
         return 0.0 if self.is_out else most_s
 
-    def begin(self, ask: Callable[[Reader], T]) -> "Future[T]":
+    def begin(self, ask: Callable[[StoreReader], T]) -> "Future[T]":
         """Begin a request on a thread of its own.
 
         CloudUnavailable when it is out, and another request tries it already.
@@ -214,7 +182,7 @@ class _Copy:
         ).start()
         return future
 
-    def _run(self, ask: Callable[[Reader], T], future: "Future[T]", probes: bool) -> None:
+    def _run(self, ask: Callable[[StoreReader], T], future: "Future[T]", probes: bool) -> None:
         try:
             found = ask(self._reader)
         except BaseException as error:  # noqa: BLE001 - it is raised where the answer is waited for
@@ -281,7 +249,7 @@ class ReplicatedStore:
         """See ObjectStore. Costs a copy: an answer may come when nobody waits for it any more."""
         view = memoryview(buffer).cast("B")
 
-        def ask(reader: Reader) -> bytearray:
+        def ask(reader: StoreReader) -> bytearray:
             own = bytearray(len(view))
             reader.get_into(own, key, version_id, start, lane)
             return own
@@ -291,7 +259,7 @@ class ReplicatedStore:
     def versions(self, prefix: str = "", after_key: str = "") -> Iterator[VersionInfo]:
         """See ObjectStore. From a replica only when the primary can't be reached at its begin."""
 
-        def ask(reader: Reader) -> tuple[VersionInfo | None, Iterator[VersionInfo]]:
+        def ask(reader: StoreReader) -> tuple[VersionInfo | None, Iterator[VersionInfo]]:
             listing = reader.versions(prefix, after_key)
             return next(listing, None), listing
 
@@ -304,7 +272,7 @@ class ReplicatedStore:
         """See ObjectStore. From a replica only when the primary can't be reached."""
         return self._read(lambda reader: reader.oldest_version(key), only_unreachable=True)
 
-    def _read(self, ask: Callable[[Reader], T], *, only_unreachable: bool = False) -> T:
+    def _read(self, ask: Callable[[StoreReader], T], *, only_unreachable: bool = False) -> T:
         """Return the first answer: the primary's unless it is out, refuses or is too slow."""
         told: CloudError | None = None
         hanging: list[Future[T]] = []
@@ -392,6 +360,6 @@ class ReplicatedStore:
         self._primary.abort_upload(key, upload_id)
 
 
-def copies_of(store: ObjectStore) -> Sequence[Reader]:
+def copies_of(store: ObjectStore) -> Sequence[StoreReader]:
     """Return whom to ask in turn when what came was not authentic: the store, then each replica."""
     return (store, *store.replicas) if isinstance(store, ReplicatedStore) else (store,)

@@ -171,27 +171,8 @@ class BucketFinding:
     hint: str
 
 
-class ObjectStore(Protocol):
-    """One bucket under one prefix. Every method may be called from any thread."""
-
-    def put(
-        self,
-        key: str,
-        body: Body,
-        *,
-        sha256: bytes,
-        create_only: bool = True,
-        lock: Lock | None = None,
-        lane: Lane = Lane.NEW,
-        resume: UploadProgress | None = None,
-        checkpoint: Checkpoint | None = None,
-    ) -> PutResult:
-        """Store the body, whose sha256 (32 bytes) the caller knows; return its version.
-
-        Large bodies go in parts. `resume` goes on with a begun upload of the same body;
-        `checkpoint` hears of a begun one. Raises ObjectExists when `create_only` finds the key
-        taken, ChecksumRejected when the bytes changed on the way, and CloudError.
-        """
+class StoreReader(Protocol):
+    """The reading part of an ObjectStore. Every method may be called from any thread."""
 
     def head(self, key: str, version_id: str | None = None) -> ObjectInfo:
         """Return what the bucket stores of a version (None: the latest); ObjectMissing else."""
@@ -227,6 +208,29 @@ class ObjectStore(Protocol):
 
     def oldest_version(self, key: str) -> VersionInfo | None:
         """Return the first version ever stored at `key`, delete markers apart; None if none."""
+
+
+class ObjectStore(StoreReader, Protocol):
+    """One bucket under one prefix. Every method may be called from any thread."""
+
+    def put(
+        self,
+        key: str,
+        body: Body,
+        *,
+        sha256: bytes,
+        create_only: bool = True,
+        lock: Lock | None = None,
+        lane: Lane = Lane.NEW,
+        resume: UploadProgress | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> PutResult:
+        """Store the body, whose sha256 (32 bytes) the caller knows; return its version.
+
+        Large bodies go in parts. `resume` goes on with a begun upload of the same body;
+        `checkpoint` hears of a begun one. Raises ObjectExists when `create_only` finds the key
+        taken, ChecksumRejected when the bytes changed on the way, and CloudError.
+        """
 
     def objects(self, prefix: str = "", after_key: str = "") -> Iterator[ListedObject]:
         """Yield the living objects under `prefix` whose key is past `after_key`, by key."""

@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import web
 
 from appliance.archive.sender import Sender
+from appliance.archive.storing import InstanceStore
 from appliance.dicom import status
 from appliance.dicom.json_values import json_dataset
 from appliance.dicom.part10 import FileMeta, read_part10
@@ -52,39 +53,6 @@ class SyntaxNotSupported(Refused):
 
 class ClassNotSupported(Refused):
     """The SOP class is not one of storage."""
-
-
-class Stream(Protocol):
-    """An instance on its way to disk."""
-
-    def write(self, chunk: memoryview) -> None:
-        """Append a part of the dataset."""
-
-    def finish(self) -> None:
-        """Make the instance durable, or raise and leave nothing."""
-
-    def abort(self) -> None:
-        """Forget it."""
-
-
-class InstanceStore(Protocol):
-    """What storing needs of the archive."""
-
-    def store(
-        self,
-        sender: Sender,
-        sop_class_uid: str,
-        sop_instance_uid: str,
-        transfer_syntax_uid: str,
-        dataset: memoryview,
-        sha256: bytes,
-    ) -> None:
-        """Keep one instance; durable on return."""
-
-    def open_stream(
-        self, sender: Sender, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
-    ) -> Stream:
-        """Begin an instance that is too large to hold."""
 
 
 class Gate(Protocol):
